@@ -1,0 +1,1 @@
+"""What every part of stoker agrees on: units, models, clocks, errors."""
