@@ -9,7 +9,7 @@ BIN := .venv/bin
 ARGS ?=
 export PYTHON
 
-.PHONY: help setup up test test-slow soak simulate fmt lint types proto proto-check bench wheel smoke-wheel clean
+.PHONY: help setup up test test-slow soak simulate fmt lint types proto proto-check docs bench wheel smoke-wheel clean
 
 help: ## List every verb
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -63,6 +63,9 @@ proto: .venv/.stoker-dev ## Generate proto/stoker/v1/*_pb2* from the .proto file
 
 proto-check: .venv/.stoker-dev ## Check that the committed generated code is what the .proto files give
 	@$(BIN)/python scripts/generate_protocol.py --check
+
+docs: .venv/.stoker-dev ## Generate the generated parts of docs/
+	@$(BIN)/python scripts/generate_docs.py
 
 bench: .venv/.stoker-dev ## Measure ingest and allocate, at the sizes docs/benchmarks.md quotes
 	@$(BIN)/stoker bench ingest --nodes 1000 --gpus 8 --hz 1 --seconds 20 --json

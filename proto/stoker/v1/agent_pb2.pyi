@@ -35,20 +35,25 @@ class _DriverState:
 class _DriverStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DriverState.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     DRIVER_STATE_UNSPECIFIED: _DriverState.ValueType  # 0
+    """Never sent."""
     DRIVER_STATE_STARTING: _DriverState.ValueType  # 1
     """Starting, nothing read yet."""
     DRIVER_STATE_READING: _DriverState.ValueType  # 2
+    """Readings come in."""
     DRIVER_STATE_BLOCKED: _DriverState.ValueType  # 3
     """A call did not return in time; nothing on the node is known now."""
     DRIVER_STATE_FAILED: _DriverState.ValueType  # 4
     """The library or the driver is not there or does not answer sensibly."""
 
-class DriverState(_DriverState, metaclass=_DriverStateEnumTypeWrapper): ...
+class DriverState(_DriverState, metaclass=_DriverStateEnumTypeWrapper):
+    """Whether the driver answers."""
 
 DRIVER_STATE_UNSPECIFIED: DriverState.ValueType  # 0
+"""Never sent."""
 DRIVER_STATE_STARTING: DriverState.ValueType  # 1
 """Starting, nothing read yet."""
 DRIVER_STATE_READING: DriverState.ValueType  # 2
+"""Readings come in."""
 DRIVER_STATE_BLOCKED: DriverState.ValueType  # 3
 """A call did not return in time; nothing on the node is known now."""
 DRIVER_STATE_FAILED: DriverState.ValueType  # 4
@@ -57,14 +62,20 @@ Global___DriverState: _TypeAlias = DriverState  # noqa: Y015
 
 @_typing.final
 class AgentMessage(_message.Message):
+    """What an agent says."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     FRAME_FIELD_NUMBER: _builtins.int
     HELLO_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def frame(self) -> Global___Frame: ...
+    def frame(self) -> Global___Frame:
+        """A report; any number of them, after the hello."""
+
     @_builtins.property
-    def hello(self) -> Global___Hello: ...
+    def hello(self) -> Global___Hello:
+        """The first message, once."""
+
     def __init__(
         self,
         *,
@@ -83,17 +94,25 @@ Global___AgentMessage: _TypeAlias = AgentMessage  # noqa: Y015
 
 @_typing.final
 class AggregatorMessage(_message.Message):
+    """What the aggregator says to an agent."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     ACK_FIELD_NUMBER: _builtins.int
     COMMAND_FIELD_NUMBER: _builtins.int
     WELCOME_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def ack(self) -> Global___Ack: ...
+    def ack(self) -> Global___Ack:
+        """Frames were taken in."""
+
     @_builtins.property
-    def command(self) -> Global___Command: ...
+    def command(self) -> Global___Command:
+        """The node shall hold something, or let go of it."""
+
     @_builtins.property
-    def welcome(self) -> Global___Welcome: ...
+    def welcome(self) -> Global___Welcome:
+        """The first message, once."""
+
     def __init__(
         self,
         *,
@@ -156,6 +175,7 @@ class Hello(_message.Message):
     node: _builtins.str
     """The node's name, unique in the fleet; at most 253 bytes, DNS characters."""
     agent_version: _builtins.str
+    """The agent's release, such as "0.1.0"."""
     incarnation: _builtins.str
     """Which life of the agent's journal this is: a random id that changes only when the journal is lost.
     Sequence numbers are comparable within one incarnation.
@@ -167,6 +187,7 @@ class Hello(_message.Message):
     simulated: _builtins.bool
     """Whether the GPUs are simulated."""
     pool: _builtins.str
+    """The pool that the node belongs to; empty: none."""
     interval_seconds: _builtins.float
     """Seconds between two samples."""
     process_id: _builtins.str
@@ -176,13 +197,17 @@ class Hello(_message.Message):
     without trusting that two wall clocks agree.
     """
     @_builtins.property
-    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """The operator's labels of the node; limits as in Request.labels."""
+
     @_builtins.property
     def inventory(self) -> Global___Inventory:
         """Absent while the driver has not answered yet."""
 
     @_builtins.property
-    def held(self) -> Global___Held: ...
+    def held(self) -> Global___Held:
+        """What the node holds, complete."""
+
     def __init__(
         self,
         *,
@@ -219,9 +244,13 @@ class Inventory(_message.Message):
     CUDA_VERSION_FIELD_NUMBER: _builtins.int
     GPUS_FIELD_NUMBER: _builtins.int
     driver_version: _builtins.str
+    """The driver's release, such as "580.65.06"."""
     cuda_version: _builtins.str
+    """The newest CUDA that the driver supports, such as "13.0"; empty: not known."""
     @_builtins.property
-    def gpus(self) -> _containers.RepeatedCompositeFieldContainer[Global___Gpu]: ...
+    def gpus(self) -> _containers.RepeatedCompositeFieldContainer[Global___Gpu]:
+        """Every GPU that can be read, in PCI order."""
+
     def __init__(
         self,
         *,
@@ -258,18 +287,25 @@ class Gpu(_message.Message):
     number: _builtins.int
     """The agent's short number for this UUID, which frames use; never reused within an incarnation."""
     uuid: _builtins.str
+    """NVML's UUID."""
     model: _builtins.str
     """NVML's product name."""
     memory_total_bytes: _builtins.int
+    """All of its memory, the driver's own part included."""
     index: _builtins.int
     """Position in PCI order."""
     pci_bus_id: _builtins.str
+    """Such as "00000000:18:00.0"; empty: not known."""
     serial: _builtins.str
+    """The board's serial number; empty: the board has none to read."""
     compute_capability: _builtins.str
     """Such as "9.0"; empty: not known."""
     power_limit_watts: _builtins.float
+    """The enforced limit when the inventory was read; absent: not supported."""
     minor_number: _builtins.int
+    """N of /dev/nvidiaN; absent: not known."""
     vbios_version: _builtins.str
+    """The VBIOS release; empty: not known."""
     mig_enabled: _builtins.bool
     """Whether MIG mode is on; absent where the card has none."""
     def __init__(
@@ -315,7 +351,9 @@ class Held(_message.Message):
 
     ALLOCATIONS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def allocations(self) -> _containers.RepeatedCompositeFieldContainer[Global___HeldAllocation]: ...
+    def allocations(self) -> _containers.RepeatedCompositeFieldContainer[Global___HeldAllocation]:
+        """In no order."""
+
     def __init__(
         self,
         *,
@@ -331,6 +369,8 @@ Global___Held: _TypeAlias = Held  # noqa: Y015
 
 @_typing.final
 class HeldAllocation(_message.Message):
+    """One allocation as a node holds it."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     ID_FIELD_NUMBER: _builtins.int
@@ -340,14 +380,19 @@ class HeldAllocation(_message.Message):
     TTL_SECONDS_FIELD_NUMBER: _builtins.int
     HELD_SINCE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
+    """The aggregator's id of the allocation."""
     memory_bytes: _builtins.int
     """Share in bytes; absent: exclusive."""
     holder: _builtins.str
+    """Request.holder."""
     ttl_seconds: _builtins.float
+    """Request.ttl_seconds."""
     held_since: _builtins.float
     """When the node began to hold it."""
     @_builtins.property
-    def gpu_uuids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def gpu_uuids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The GPUs it takes, whole or in part."""
+
     def __init__(
         self,
         *,
@@ -388,6 +433,7 @@ class Frame(_message.Message):
     MONOTONIC_SECONDS_FIELD_NUMBER: _builtins.int
     COMMANDS_DONE_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
+    """Rising by one within an incarnation; a gap is a frame that the outbox dropped, or numbers left unused by a crash."""
     at: _builtins.float
     """When the agent made it, on the node's clock."""
     frames_dropped: _builtins.int
@@ -399,7 +445,9 @@ class Frame(_message.Message):
     A Hold and the Drop after it are thereby told apart from a Drop alone.
     """
     @_builtins.property
-    def samples(self) -> _containers.RepeatedCompositeFieldContainer[Global___GpuSample]: ...
+    def samples(self) -> _containers.RepeatedCompositeFieldContainer[Global___GpuSample]:
+        """One per GPU that was read in this interval."""
+
     @_builtins.property
     def processes(self) -> Global___ProcessTable:
         """Present when processes were read: complete for the GPUs listed in it."""
@@ -409,9 +457,13 @@ class Frame(_message.Message):
         """Present when what the node holds changed: complete."""
 
     @_builtins.property
-    def refusals(self) -> _containers.RepeatedCompositeFieldContainer[Global___HoldRefusal]: ...
+    def refusals(self) -> _containers.RepeatedCompositeFieldContainer[Global___HoldRefusal]:
+        """Holds that cannot be carried out, each told once."""
+
     @_builtins.property
-    def inventory(self) -> Global___Inventory: ...
+    def inventory(self) -> Global___Inventory:
+        """Present when it changed: complete."""
+
     @_builtins.property
     def driver(self) -> Global___DriverStatus:
         """Present when the driver's state changed."""
@@ -459,12 +511,19 @@ class GpuSample(_message.Message):
     number: _builtins.int
     """Gpu.number."""
     memory_used_bytes: _builtins.int
+    """Memory in use, without what the driver keeps for itself where the driver tells them apart."""
     utilization_ratio: _builtins.float
+    """Share of the driver's last sampling period in which a kernel ran."""
     temperature_celsius: _builtins.float
+    """Of the GPU core."""
     power_watts: _builtins.float
+    """Of the whole board."""
     sm_clock_hertz: _builtins.int
+    """Current clock of the SMs."""
     memory_clock_hertz: _builtins.int
+    """Current clock of the memory."""
     memory_utilization_ratio: _builtins.float
+    """Share of the period in which memory was read or written."""
     energy_joules: _builtins.float
     """Since the driver was loaded."""
     memory_reserved_bytes: _builtins.int
@@ -545,7 +604,9 @@ class ProcessTable(_message.Message):
     started_at: _builtins.float
     """When reading began: what started later is not in it."""
     @_builtins.property
-    def processes(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Process]: ...
+    def processes(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Process]:
+        """In no order; a process on two GPUs is listed twice."""
+
     @_builtins.property
     def unread_gpu_uuids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """UUIDs whose processes could not be read: nothing is known about them."""
@@ -574,7 +635,9 @@ class HoldRefusal(_message.Message):
     ALLOCATION_ID_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     allocation_id: _builtins.str
+    """The allocation of the Hold."""
     reason: _builtins.str
+    """One sentence that names the GPU."""
     def __init__(
         self,
         *,
@@ -591,14 +654,19 @@ Global___HoldRefusal: _TypeAlias = HoldRefusal  # noqa: Y015
 
 @_typing.final
 class DriverStatus(_message.Message):
+    """What the agent's driver host is doing."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     STATE_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     RESTARTS_FIELD_NUMBER: _builtins.int
     state: Global___DriverState.ValueType
+    """What the driver is doing."""
     reason: _builtins.str
+    """Why it is blocked or failed; empty otherwise."""
     restarts: _builtins.int
+    """How often the driver host was replaced since the agent's start."""
     def __init__(
         self,
         *,
@@ -616,13 +684,17 @@ Global___DriverStatus: _TypeAlias = DriverStatus  # noqa: Y015
 
 @_typing.final
 class Welcome(_message.Message):
+    """The aggregator's answer to Hello."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     PROTOCOL_VERSION_FIELD_NUMBER: _builtins.int
     AGGREGATOR_VERSION_FIELD_NUMBER: _builtins.int
     ACKED_SEQUENCE_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
+    """The protocol that the aggregator speaks."""
     aggregator_version: _builtins.str
+    """The aggregator's release."""
     acked_sequence: _builtins.int
     """The highest sequence number of this incarnation that the aggregator has taken in; 0: none known."""
     def __init__(
@@ -648,6 +720,7 @@ class Ack(_message.Message):
 
     SEQUENCE_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
+    """The highest sequence number taken in."""
     def __init__(
         self,
         *,
@@ -663,6 +736,8 @@ Global___Ack: _TypeAlias = Ack  # noqa: Y015
 
 @_typing.final
 class Command(_message.Message):
+    """One step towards what the node should hold."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     ID_FIELD_NUMBER: _builtins.int
@@ -671,9 +746,13 @@ class Command(_message.Message):
     id: _builtins.int
     """Unique on this stream, rising."""
     @_builtins.property
-    def hold(self) -> Global___Hold: ...
+    def hold(self) -> Global___Hold:
+        """Hold an allocation."""
+
     @_builtins.property
-    def drop(self) -> Global___Drop: ...
+    def drop(self) -> Global___Drop:
+        """Let go of one."""
+
     def __init__(
         self,
         *,
@@ -699,7 +778,9 @@ class Hold(_message.Message):
 
     ALLOCATION_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def allocation(self) -> Global___HeldAllocation: ...
+    def allocation(self) -> Global___HeldAllocation:
+        """What to hold."""
+
     def __init__(
         self,
         *,
@@ -722,7 +803,9 @@ class Drop(_message.Message):
     ALLOCATION_ID_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     allocation_id: _builtins.str
+    """What to let go of."""
     reason: _builtins.str
+    """Why, for the agent's log."""
     def __init__(
         self,
         *,

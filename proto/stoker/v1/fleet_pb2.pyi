@@ -32,6 +32,7 @@ class _NodeState:
 class _NodeStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_NodeState.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     NODE_STATE_UNSPECIFIED: _NodeState.ValueType  # 0
+    """Never sent."""
     NODE_STATE_READY: _NodeState.ValueType  # 1
     """Connected with fresh samples."""
     NODE_STATE_STALE: _NodeState.ValueType  # 2
@@ -39,9 +40,11 @@ class _NodeStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_NodeState.V
     NODE_STATE_DISCONNECTED: _NodeState.ValueType  # 3
     """Its agent has no stream to the aggregator."""
 
-class NodeState(_NodeState, metaclass=_NodeStateEnumTypeWrapper): ...
+class NodeState(_NodeState, metaclass=_NodeStateEnumTypeWrapper):
+    """Whether a node can be relied on."""
 
 NODE_STATE_UNSPECIFIED: NodeState.ValueType  # 0
+"""Never sent."""
 NODE_STATE_READY: NodeState.ValueType  # 1
 """Connected with fresh samples."""
 NODE_STATE_STALE: NodeState.ValueType  # 2
@@ -52,6 +55,8 @@ Global___NodeState: _TypeAlias = NodeState  # noqa: Y015
 
 @_typing.final
 class AllocateRequest(_message.Message):
+    """A wish, and how long to wait for it."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_FIELD_NUMBER: _builtins.int
@@ -62,7 +67,9 @@ class AllocateRequest(_message.Message):
     wait_seconds: _builtins.float
     """How long to wait in the queue; 0: do not wait. At most 2,592,000 (30 days)."""
     @_builtins.property
-    def request(self) -> _types_pb2.Request: ...
+    def request(self) -> _types_pb2.Request:
+        """What is wished for."""
+
     def __init__(
         self,
         *,
@@ -80,11 +87,15 @@ Global___AllocateRequest: _TypeAlias = AllocateRequest  # noqa: Y015
 
 @_typing.final
 class AllocateResponse(_message.Message):
+    """The wish granted."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     ALLOCATION_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def allocation(self) -> _types_pb2.Allocation: ...
+    def allocation(self) -> _types_pb2.Allocation:
+        """The granted allocation."""
+
     def __init__(
         self,
         *,
@@ -100,10 +111,13 @@ Global___AllocateResponse: _TypeAlias = AllocateResponse  # noqa: Y015
 
 @_typing.final
 class KeepAliveRequest(_message.Message):
+    """One sign of life."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     ALLOCATION_ID_FIELD_NUMBER: _builtins.int
     allocation_id: _builtins.str
+    """The allocation to keep."""
     def __init__(
         self,
         *,
@@ -119,6 +133,8 @@ Global___KeepAliveRequest: _TypeAlias = KeepAliveRequest  # noqa: Y015
 
 @_typing.final
 class KeepAliveResponse(_message.Message):
+    """What the sign of life did."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     ALLOCATION_ID_FIELD_NUMBER: _builtins.int
@@ -126,6 +142,7 @@ class KeepAliveResponse(_message.Message):
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
     ENDED_REASON_FIELD_NUMBER: _builtins.int
     allocation_id: _builtins.str
+    """The id that was sent."""
     state: _types_pb2.AllocationState.ValueType
     """GRANTED, or what it has become."""
     expires_at: _builtins.float
@@ -152,12 +169,15 @@ Global___KeepAliveResponse: _TypeAlias = KeepAliveResponse  # noqa: Y015
 
 @_typing.final
 class ReleaseRequest(_message.Message):
+    """An allocation is not needed any more."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     ALLOCATION_ID_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     WAIT_SECONDS_FIELD_NUMBER: _builtins.int
     allocation_id: _builtins.str
+    """The allocation to give back."""
     reason: _builtins.str
     """Kept in the history."""
     wait_seconds: _builtins.float
@@ -179,11 +199,15 @@ Global___ReleaseRequest: _TypeAlias = ReleaseRequest  # noqa: Y015
 
 @_typing.final
 class ReleaseResponse(_message.Message):
+    """What became of it."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     ALLOCATION_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def allocation(self) -> _types_pb2.Allocation: ...
+    def allocation(self) -> _types_pb2.Allocation:
+        """As it is now: ENDED, or RELEASING when the node has not confirmed in time."""
+
     def __init__(
         self,
         *,
@@ -199,13 +223,18 @@ Global___ReleaseResponse: _TypeAlias = ReleaseResponse  # noqa: Y015
 
 @_typing.final
 class ExplainRequest(_message.Message):
+    """What to explain."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     ALLOCATION_ID_FIELD_NUMBER: _builtins.int
     REQUEST_FIELD_NUMBER: _builtins.int
     allocation_id: _builtins.str
+    """An allocation of any state."""
     @_builtins.property
-    def request(self) -> _types_pb2.Request: ...
+    def request(self) -> _types_pb2.Request:
+        """A wish; nothing is placed."""
+
     def __init__(
         self,
         *,
@@ -224,6 +253,8 @@ Global___ExplainRequest: _TypeAlias = ExplainRequest  # noqa: Y015
 
 @_typing.final
 class ExplainResponse(_message.Message):
+    """The explanation."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     PLACEABLE_FIELD_NUMBER: _builtins.int
@@ -264,6 +295,8 @@ Global___ExplainResponse: _TypeAlias = ExplainResponse  # noqa: Y015
 
 @_typing.final
 class ListNodesRequest(_message.Message):
+    """Nothing to choose yet."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     def __init__(
@@ -279,15 +312,21 @@ Global___ListNodesRequest: _TypeAlias = ListNodesRequest  # noqa: Y015
 
 @_typing.final
 class ListNodesResponse(_message.Message):
+    """The fleet."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     NODES_FIELD_NUMBER: _builtins.int
     RESOURCE_VERSION_FIELD_NUMBER: _builtins.int
     AGGREGATOR_VERSION_FIELD_NUMBER: _builtins.int
     resource_version: _builtins.int
+    """For Watch: nothing up to here is missing from this answer."""
     aggregator_version: _builtins.str
+    """The aggregator's release."""
     @_builtins.property
-    def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Node]: ...
+    def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Node]:
+        """In the order in which they joined."""
+
     def __init__(
         self,
         *,
@@ -305,6 +344,8 @@ Global___ListNodesResponse: _TypeAlias = ListNodesResponse  # noqa: Y015
 
 @_typing.final
 class Node(_message.Message):
+    """A node for a client to see."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     @_typing.final
@@ -342,24 +383,37 @@ class Node(_message.Message):
     INTERVAL_SECONDS_FIELD_NUMBER: _builtins.int
     CUDA_VERSION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
+    """Unique in the fleet."""
     state: Global___NodeState.ValueType
+    """Whether its telemetry can be relied on."""
     state_reason: _builtins.str
     """Why it is not ready; empty when ready."""
     simulated: _builtins.bool
+    """Whether its GPUs are simulated."""
     cordoned: _builtins.str
     """Set while cordoned, with the operator's reason."""
     pool: _builtins.str
+    """Empty: none."""
     boot_id: _builtins.str
+    """The kernel's boot id of its host."""
     agent_version: _builtins.str
+    """The agent's release."""
     driver_version: _builtins.str
+    """The NVIDIA driver's release; empty: not known."""
     last_sample_at: _builtins.float
     """When its newest sample was taken, on the aggregator's clock; absent: none since the aggregator started."""
     interval_seconds: _builtins.float
+    """Seconds between two samples."""
     cuda_version: _builtins.str
+    """The newest CUDA that the driver supports; empty: not known."""
     @_builtins.property
-    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """The operator's labels of the node."""
+
     @_builtins.property
-    def gpus(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeGpu]: ...
+    def gpus(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeGpu]:
+        """In PCI order."""
+
     def __init__(
         self,
         *,
@@ -395,6 +449,8 @@ Global___Node: _TypeAlias = Node  # noqa: Y015
 
 @_typing.final
 class NodeGpu(_message.Message):
+    """A GPU for a client to see."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     UUID_FIELD_NUMBER: _builtins.int
@@ -414,20 +470,33 @@ class NodeGpu(_message.Message):
     PROCESSES_FIELD_NUMBER: _builtins.int
     PCI_BUS_ID_FIELD_NUMBER: _builtins.int
     uuid: _builtins.str
+    """NVML's UUID."""
     model: _builtins.str
+    """NVML's product name."""
     index: _builtins.int
+    """Position in PCI order."""
     memory_total_bytes: _builtins.int
+    """All of its memory."""
     memory_used_bytes: _builtins.int
     """What follows is absent when the newest reading failed or is older than three intervals."""
     utilization_ratio: _builtins.float
+    """As GpuSample.utilization_ratio."""
     temperature_celsius: _builtins.float
+    """Of the GPU core."""
     power_watts: _builtins.float
+    """Of the whole board."""
     energy_joules: _builtins.float
+    """Since the driver was loaded."""
     sm_clock_hertz: _builtins.int
+    """Current clock of the SMs."""
     memory_clock_hertz: _builtins.int
+    """Current clock of the memory."""
     memory_utilization_ratio: _builtins.float
+    """As GpuSample.memory_utilization_ratio."""
     last_sample_at: _builtins.float
+    """When these were read, on the aggregator's clock."""
     pci_bus_id: _builtins.str
+    """Empty: not known."""
     @_builtins.property
     def allocation_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Ids of the allocations that hold it or a part of it."""
@@ -501,6 +570,8 @@ Global___NodeGpu: _TypeAlias = NodeGpu  # noqa: Y015
 
 @_typing.final
 class ListAllocationsRequest(_message.Message):
+    """Which allocations to list."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     INCLUDE_ENDED_FIELD_NUMBER: _builtins.int
@@ -521,13 +592,18 @@ Global___ListAllocationsRequest: _TypeAlias = ListAllocationsRequest  # noqa: Y0
 
 @_typing.final
 class ListAllocationsResponse(_message.Message):
+    """The allocations."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     ALLOCATIONS_FIELD_NUMBER: _builtins.int
     RESOURCE_VERSION_FIELD_NUMBER: _builtins.int
     resource_version: _builtins.int
+    """For Watch: nothing up to here is missing from this answer."""
     @_builtins.property
-    def allocations(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Allocation]: ...
+    def allocations(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Allocation]:
+        """In the order in which they were asked for."""
+
     def __init__(
         self,
         *,
@@ -544,6 +620,8 @@ Global___ListAllocationsResponse: _TypeAlias = ListAllocationsResponse  # noqa: 
 
 @_typing.final
 class WatchRequest(_message.Message):
+    """Where to begin."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     RESOURCE_VERSION_FIELD_NUMBER: _builtins.int
@@ -564,6 +642,8 @@ Global___WatchRequest: _TypeAlias = WatchRequest  # noqa: Y015
 
 @_typing.final
 class WatchResponse(_message.Message):
+    """One change."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     RESOURCE_VERSION_FIELD_NUMBER: _builtins.int
@@ -572,13 +652,19 @@ class WatchResponse(_message.Message):
     ALLOCATION_FIELD_NUMBER: _builtins.int
     NODE_FIELD_NUMBER: _builtins.int
     resource_version: _builtins.int
+    """The change's place in the ledger; Watch goes on after it."""
     at: _builtins.float
+    """When it happened, on the aggregator's clock."""
     event: _builtins.str
     """What happened: the event's name, such as "AllocationGranted"."""
     @_builtins.property
-    def allocation(self) -> _types_pb2.Allocation: ...
+    def allocation(self) -> _types_pb2.Allocation:
+        """For a change of an allocation."""
+
     @_builtins.property
-    def node(self) -> Global___Node: ...
+    def node(self) -> Global___Node:
+        """For a change of a node."""
+
     def __init__(
         self,
         *,
@@ -600,11 +686,14 @@ Global___WatchResponse: _TypeAlias = WatchResponse  # noqa: Y015
 
 @_typing.final
 class CordonRequest(_message.Message):
+    """Which node, and why."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     NODE_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     node: _builtins.str
+    """The node's name."""
     reason: _builtins.str
     """Shown in every refusal; required."""
     def __init__(
@@ -623,11 +712,15 @@ Global___CordonRequest: _TypeAlias = CordonRequest  # noqa: Y015
 
 @_typing.final
 class CordonResponse(_message.Message):
+    """Done."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     NODE_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def node(self) -> Global___Node: ...
+    def node(self) -> Global___Node:
+        """The node as it is now."""
+
     def __init__(
         self,
         *,
@@ -643,10 +736,13 @@ Global___CordonResponse: _TypeAlias = CordonResponse  # noqa: Y015
 
 @_typing.final
 class UncordonRequest(_message.Message):
+    """Which node."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     NODE_FIELD_NUMBER: _builtins.int
     node: _builtins.str
+    """The node's name."""
     def __init__(
         self,
         *,
@@ -662,11 +758,15 @@ Global___UncordonRequest: _TypeAlias = UncordonRequest  # noqa: Y015
 
 @_typing.final
 class UncordonResponse(_message.Message):
+    """Done."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     NODE_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def node(self) -> Global___Node: ...
+    def node(self) -> Global___Node:
+        """The node as it is now."""
+
     def __init__(
         self,
         *,

@@ -116,13 +116,15 @@ class FleetServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListNodes(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Every node that the ledger knows, with what it reported last.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListAllocations(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Every allocation that has not ended, and on request those remembered.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -142,7 +144,8 @@ class FleetServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Uncordon(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Ends a cordon; a node that is not cordoned stays as it is.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')

@@ -50,12 +50,15 @@ class FleetStub:
     Explain: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.ExplainRequest, _fleet_pb2.ExplainResponse]
     """Why a waiting allocation waits, or why a request could not be placed now; places nothing."""
     ListNodes: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.ListNodesRequest, _fleet_pb2.ListNodesResponse]
+    """Every node that the ledger knows, with what it reported last."""
     ListAllocations: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.ListAllocationsRequest, _fleet_pb2.ListAllocationsResponse]
+    """Every allocation that has not ended, and on request those remembered."""
     Watch: _grpc.UnaryStreamMultiCallable[_fleet_pb2.WatchRequest, _fleet_pb2.WatchResponse]
     """Every durable change after `resource_version`, in order. OUT_OF_RANGE when that is no longer kept."""
     Cordon: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.CordonRequest, _fleet_pb2.CordonResponse]
     """No new allocation goes to the node; what it holds stays."""
     Uncordon: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.UncordonRequest, _fleet_pb2.UncordonResponse]
+    """Ends a cordon; a node that is not cordoned stays as it is."""
 
 @_typing.type_check_only
 class FleetAsyncStub(FleetStub):
@@ -74,12 +77,15 @@ class FleetAsyncStub(FleetStub):
     Explain: _aio.UnaryUnaryMultiCallable[_fleet_pb2.ExplainRequest, _fleet_pb2.ExplainResponse]  # type: ignore[assignment]
     """Why a waiting allocation waits, or why a request could not be placed now; places nothing."""
     ListNodes: _aio.UnaryUnaryMultiCallable[_fleet_pb2.ListNodesRequest, _fleet_pb2.ListNodesResponse]  # type: ignore[assignment]
+    """Every node that the ledger knows, with what it reported last."""
     ListAllocations: _aio.UnaryUnaryMultiCallable[_fleet_pb2.ListAllocationsRequest, _fleet_pb2.ListAllocationsResponse]  # type: ignore[assignment]
+    """Every allocation that has not ended, and on request those remembered."""
     Watch: _aio.UnaryStreamMultiCallable[_fleet_pb2.WatchRequest, _fleet_pb2.WatchResponse]  # type: ignore[assignment]
     """Every durable change after `resource_version`, in order. OUT_OF_RANGE when that is no longer kept."""
     Cordon: _aio.UnaryUnaryMultiCallable[_fleet_pb2.CordonRequest, _fleet_pb2.CordonResponse]  # type: ignore[assignment]
     """No new allocation goes to the node; what it holds stays."""
     Uncordon: _aio.UnaryUnaryMultiCallable[_fleet_pb2.UncordonRequest, _fleet_pb2.UncordonResponse]  # type: ignore[assignment]
+    """Ends a cordon; a node that is not cordoned stays as it is."""
 
 class FleetServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -124,14 +130,16 @@ class FleetServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _fleet_pb2.ListNodesRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_fleet_pb2.ListNodesResponse, _abc.Awaitable[_fleet_pb2.ListNodesResponse]]: ...
+    ) -> _typing.Union[_fleet_pb2.ListNodesResponse, _abc.Awaitable[_fleet_pb2.ListNodesResponse]]:
+        """Every node that the ledger knows, with what it reported last."""
 
     @_abc_1.abstractmethod
     def ListAllocations(
         self,
         request: _fleet_pb2.ListAllocationsRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_fleet_pb2.ListAllocationsResponse, _abc.Awaitable[_fleet_pb2.ListAllocationsResponse]]: ...
+    ) -> _typing.Union[_fleet_pb2.ListAllocationsResponse, _abc.Awaitable[_fleet_pb2.ListAllocationsResponse]]:
+        """Every allocation that has not ended, and on request those remembered."""
 
     @_abc_1.abstractmethod
     def Watch(
@@ -154,6 +162,7 @@ class FleetServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _fleet_pb2.UncordonRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_fleet_pb2.UncordonResponse, _abc.Awaitable[_fleet_pb2.UncordonResponse]]: ...
+    ) -> _typing.Union[_fleet_pb2.UncordonResponse, _abc.Awaitable[_fleet_pb2.UncordonResponse]]:
+        """Ends a cordon; a node that is not cordoned stays as it is."""
 
 def add_FleetServicer_to_server(servicer: FleetServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -32,6 +32,7 @@ class _AllocationState:
 class _AllocationStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AllocationState.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     ALLOCATION_STATE_UNSPECIFIED: _AllocationState.ValueType  # 0
+    """Never sent."""
     ALLOCATION_STATE_WAITING: _AllocationState.ValueType  # 1
     """In the queue; holds nothing."""
     ALLOCATION_STATE_GRANTED: _AllocationState.ValueType  # 2
@@ -45,6 +46,7 @@ class AllocationState(_AllocationState, metaclass=_AllocationStateEnumTypeWrappe
     """The life of an allocation: waiting -> granted -> releasing -> ended."""
 
 ALLOCATION_STATE_UNSPECIFIED: AllocationState.ValueType  # 0
+"""Never sent."""
 ALLOCATION_STATE_WAITING: AllocationState.ValueType  # 1
 """In the queue; holds nothing."""
 ALLOCATION_STATE_GRANTED: AllocationState.ValueType  # 2
@@ -218,14 +220,19 @@ class Allocation(_message.Message):
     RESOURCE_VERSION_FIELD_NUMBER: _builtins.int
     HELD_BY_NODE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
+    """Given by the aggregator, such as "a-7k2m9q4xw1"."""
     state: Global___AllocationState.ValueType
+    """Where it is in its life."""
     node: _builtins.str
     """The node that hosts it; empty while waiting."""
     expires_at: _builtins.float
     """When it ends without a further keep-alive; absent while waiting and once ended."""
     requested_at: _builtins.float
+    """When the request arrived."""
     granted_at: _builtins.float
+    """When it got its devices; absent until then."""
     ended_at: _builtins.float
+    """When its devices were free again; absent until then."""
     ended_reason: _builtins.str
     """Why it ended or is being given up: "released", "expired", "cancelled: ...", "refused by node: ..."."""
     queue_position: _builtins.int
@@ -235,13 +242,17 @@ class Allocation(_message.Message):
     held_by_node: _builtins.bool
     """Whether the node has confirmed that it holds the allocation."""
     @_builtins.property
-    def devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___Device]: ...
+    def devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___Device]:
+        """What it holds, in PCI order; empty while waiting."""
+
     @_builtins.property
     def env(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Environment variables that make a CUDA process see exactly these devices."""
 
     @_builtins.property
-    def request(self) -> Global___Request: ...
+    def request(self) -> Global___Request:
+        """What was asked for."""
+
     def __init__(
         self,
         *,
@@ -295,12 +306,15 @@ class Refusal(_message.Message):
     WANTED_FIELD_NUMBER: _builtins.int
     FOUND_FIELD_NUMBER: _builtins.int
     node: _builtins.str
+    """The node that cannot host the request."""
     filter: _builtins.str
     """The filter's name, stable for programs: "cordoned", "stale", "model", "gpus_free", "memory_free", ..."""
     reason: _builtins.str
     """One sentence for a person."""
     wanted: _builtins.str
+    """What the filter looked for."""
     found: _builtins.str
+    """What it found on the node."""
     def __init__(
         self,
         *,
@@ -331,6 +345,7 @@ class Refusals(_message.Message):
     summary: _builtins.str
     """One line over the whole fleet: the dominant reason with counts."""
     nodes_total: _builtins.int
+    """How many nodes refused."""
     ahead: _builtins.int
     """Requests in the queue before this one that compete for the same nodes."""
     @_builtins.property
@@ -367,6 +382,7 @@ class Process(_message.Message):
     STARTED_AT_FIELD_NUMBER: _builtins.int
     GPU_UUID_FIELD_NUMBER: _builtins.int
     pid: _builtins.int
+    """The process id on the host."""
     user: _builtins.str
     """Whose GPU memory it is: user name, or the numeric id when it has no name; empty when it cannot be seen."""
     command: _builtins.str
@@ -378,6 +394,7 @@ class Process(_message.Message):
     started_at: _builtins.float
     """When the process started, so that a reused PID is another process."""
     gpu_uuid: _builtins.str
+    """The GPU that the context is on."""
     def __init__(
         self,
         *,

@@ -1,0 +1,139 @@
+"""Writes the generated parts of docs/: between `<!-- generated: NAME -->` and `<!-- end -->`.
+
+    python scripts/generate_docs.py [--check]
+
+With --check it writes nothing and fails when a page is not what the tables and the .proto files give.
+"""
+
+import argparse
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from google.protobuf import descriptor_pb2 as d
+from grpc_tools import protoc
+
+from stoker.aggregator.model import TRANSITIONS
+
+ROOT = Path(__file__).resolve().parent.parent
+PROTO = ROOT / "proto"
+
+
+def allocation_diagram() -> str:
+    """Return the life of an allocation as a Mermaid state diagram, from the transition table."""
+    lines = ["```mermaid", "stateDiagram-v2"]
+    for state, following in TRANSITIONS.items():
+        source = "[*]" if state is None else state.value
+        lines += [f"    {source} --> {to.value}: {event}" for to, event in following.items()]
+        if not following:
+            lines.append(f"    {source} --> [*]")
+    return "\n".join([*lines, "```"])
+
+
+def protocol_reference() -> str:
+    """Return every service and message with its comments, from the .proto files."""
+    return "\n\n".join(part for file in _files() for part in _file_reference(file))
+
+
+PARTS: dict[str, Callable[[], str]] = {
+    "allocation-diagram": allocation_diagram,
+    "protocol-reference": protocol_reference,
+}
+
+
+def _files() -> list[d.FileDescriptorProto]:
+    names = sorted(str(path.relative_to(PROTO)) for path in PROTO.rglob("*.proto"))
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "all.bin"
+        include = Path(protoc.__file__).parent / "_proto"
+        status = protoc.main(
+            [
+                "protoc",
+                f"-I{PROTO}",
+                f"-I{include}",
+                "--include_source_info",
+                f"--descriptor_set_out={out}",
+                *names,
+            ]
+        )
+        if status:
+            raise SystemExit(f"protoc failed with status {status}")
+        return list(d.FileDescriptorSet.FromString(out.read_bytes()).file)
+
+
+def _file_reference(file: d.FileDescriptorProto) -> Iterator[str]:
+    comments = {
+        tuple(at.path): " ".join(at.leading_comments.split()) for at in file.source_code_info.location
+    }
+    yield f"### {file.name}"
+    for i, service in enumerate(file.service):
+        rows = ["| call | request | response | |", "|---|---|---|---|"]
+        for j, method in enumerate(service.method):
+            asks = _streamed(method.client_streaming, method.input_type)
+            answers = _streamed(method.server_streaming, method.output_type)
+            rows.append(f"| `{method.name}` | {asks} | {answers} | {comments[6, i, 2, j]} |")
+        yield "\n".join([f"**service {service.name}**", "", *rows])
+    for i, message in enumerate(file.message_type):
+        text = f"**{message.name}** {comments.get((4, i), '')}".strip()
+        rows = [
+            f"| {field.number} | `{field.name}` | {_type(field)} | {comments.get((4, i, 2, j), '')} |"
+            for j, field in enumerate(message.field)
+        ]
+        table = ["", "| no. | field | type | |", "|---|---|---|---|", *rows] if rows else []
+        yield "\n".join([text, *table])
+    for i, enum in enumerate(file.enum_type):
+        rows = [
+            f"| {value.number} | `{value.name}` | {comments.get((5, i, 2, j), '')} |"
+            for j, value in enumerate(enum.value)
+        ]
+        text = f"**{enum.name}** {comments.get((5, i), '')}".strip()
+        yield "\n".join([text, "", "| no. | value | |", "|---|---|---|", *rows])
+
+
+def _streamed(is_stream: bool, type_name: str) -> str:
+    return f"{'stream ' if is_stream else ''}`{type_name.removeprefix('.stoker.v1.')}`"
+
+
+def _type(field: d.FieldDescriptorProto) -> str:
+    name = field.type_name.removeprefix(".stoker.v1.") or d.FieldDescriptorProto.Type.Name(
+        field.type
+    ).removeprefix("TYPE_").lower()
+    if name.endswith("Entry"):
+        return "map of string to string"
+    if field.label == d.FieldDescriptorProto.LABEL_REPEATED:
+        return f"repeated {name}"
+    return f"optional {name}" if field.proto3_optional else name
+
+
+def rendered(text: str) -> str:
+    """Return a page with its generated parts as they should be."""
+
+    def part(found: re.Match[str]) -> str:
+        return f"{found[1]}\n\n{PARTS[found[2]]()}\n\n{found[3]}"
+
+    pattern = r"(<!-- generated: ([a-z-]+) -->).*?(<!-- end -->)"
+    return re.sub(pattern, part, text, flags=re.DOTALL)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing, fail on a difference")
+    check = parser.parse_args().check
+    stale: list[str] = []
+    for page in sorted((ROOT / "docs").rglob("*.md")):
+        text = page.read_text()
+        wanted = rendered(text)
+        if wanted != text:
+            stale.append(str(page.relative_to(ROOT)))
+            if not check:
+                page.write_text(wanted)
+    if check and stale:
+        print(f"not what the tables give, run `make docs`: {', '.join(stale)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
