@@ -18,10 +18,12 @@ LONG_FILES: dict[str, str] = {}
 
 # Modules that do I/O. All others of these parts stand in the contract `pure` of .importlinter.
 EDGES = {
-    "core": {"clock", "config"},
+    "core": {"clock", "config", "sdnotify"},
     "agent": {
-        *("__main__", "config", "daemon", "driver", "driver_host", "driver_nvml", "exporter"),
-        *("journal", "link", "processes", "proctable", "simulated", "simulated_scenario", "wire"),
+        *("__main__", "config", "daemon", "driver", "driver_frames", "driver_host", "driver_link"),
+        *("driver_nvml", "driver_process", "exporter", "journal", "link", "processes", "procfs"),
+        *("proctable", "simulated", "simulated_card", "simulated_scenario", "simulated_workloads"),
+        "wire",
     },
     "aggregator": {
         *("__main__", "api", "config", "control", "exporter", "ledger", "server", "sessions"),

@@ -178,7 +178,7 @@ def _read(file: Path) -> str:
         with file.open("rb") as stream:
             data = stream.read(FILE_BYTES_MAX + 1)
     except OSError as error:
-        raise BadInput(f"{file}: cannot be read: {error.strerror}") from error
+        raise BadInput(f"config {file}: cannot be read: {error.strerror}") from error
     if len(data) > FILE_BYTES_MAX:
         raise BadInput(f"{file}: larger than {FILE_BYTES_MAX} bytes, this is no configuration")
     try:
@@ -313,6 +313,8 @@ def _convert(option: _Option, given: _Given) -> object:
 
 
 def _typed(key: str, hint: Any, value: object, name: str) -> object:
+    if isinstance(value, str):
+        _check_utf8(value, name)
     if typing.get_origin(hint) is tuple:
         item = typing.get_args(hint)[0]
         return tuple(_typed(key, item, each, name) for each in _parts(key, hint, value, name))
@@ -342,9 +344,11 @@ def _pairs(key: str, hint: Any, value: object, name: str) -> dict[str, str]:
         for label, each in found.items():
             if not isinstance(each, str):
                 raise _mismatch(key, str, each, f"{name}: {label}")
+            _check_utf8(f"{label}={each}", name)
         return {str(k): str(v) for k, v in found.items()}
     pairs: dict[str, str] = {}
     for part in _parts(key, hint, value, name):
+        _check_utf8(str(part), name)
         left, equals, right = str(part).partition("=")
         if not equals or not left:
             raise BadInput(f"{name}: wanted key=value, found {_shown(part)}")
@@ -383,6 +387,14 @@ def _single(key: str, hint: Any, value: object, name: str) -> object:
         return hint(value)
     except ValueError:
         raise _mismatch(key, hint, value, name) from None
+
+
+def _check_utf8(text: str, name: str) -> None:
+    """Refuse what the shell or the environment passed on as bytes that are no text."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise BadInput(f"{name}: {_shown(text)} is not UTF-8") from None
 
 
 def _check_bounds(rules: _Rules, value: object, given: _Given) -> None:

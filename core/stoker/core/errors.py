@@ -1,13 +1,13 @@
 """The errors a person can act on, and the exit codes that carry them out of a process.
 
-    StokerError                  anything stoker itself explains; its text is complete without a traceback
-    ├── BadInput                 what was given cannot be understood or is out of range
-    ├── Missing                  something this machine must have is not there (driver, library)
-    ├── InUse                    a port, a data folder or a device is held by somebody else
-    └── StoreError               the durable state cannot be opened or written
-        ├── StoreCorrupt         the file is not a healthy database
-        ├── StoreTooNew          the file was written by a newer stoker
-        └── StoreFull            there is no room to write
+StokerError             what stoker itself explains; its text is complete without a traceback
+├── BadInput            what was given cannot be understood or is out of range
+├── Missing             something this machine must have is not there (driver, library)
+├── InUse               a port, a data folder or a device is held by somebody else
+└── StoreError          the durable state cannot be opened or written
+    ├── StoreCorrupt    the file is not a healthy database
+    ├── StoreTooNew     the file was written by a newer stoker
+    └── StoreFull       there is no room to write
 """
 
 from enum import IntEnum

@@ -222,9 +222,9 @@ def parse_simulate_spec(text: str) -> tuple[int, GpuModel]:
 
 def _hint(name: str) -> str:
     known = {model.name.casefold(): model.name for model in _ALL}
-    near = difflib.get_close_matches(name[:60].casefold(), known, n=1, cutoff=0.4)
-    if not near:
-        # "H100" is far from "H100-80GB" by letters, and near to a person.
-        near = [key for key in known if key.startswith(name.casefold()) and name]
+    asked = name[:60].casefold()
+    # "H100" is far from "H100-80GB" by letters, and near to a person.
+    near = [key for key in known if asked and key.startswith(asked)]
+    near += difflib.get_close_matches(asked, known, n=1, cutoff=0.5)
     nearest = f"the nearest is {known[near[0]]}; " if near else ""
     return f"{nearest}known are {', '.join(MODELS)}"

@@ -19,7 +19,8 @@ _BYTES_PER_UNIT = {
 }
 _SECONDS_PER_UNIT = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 
-_BYTES = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", re.ASCII)
+# More digits than any size has are refused before they cost anything.
+_BYTES = re.compile(r"(\d{1,30})(?:\.(\d{1,30}))?\s*([A-Za-z]*)", re.ASCII)
 _DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|[smhdw]))+", re.ASCII)
 _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|[smhdw])", re.ASCII)
 _NUMBER = re.compile(r"\d+(?:\.\d+)?", re.ASCII)
@@ -31,20 +32,21 @@ DURATION_SECONDS_MAX = 10 * 365 * 86400.0
 def parse_bytes(text: str, what: str = "size") -> int:
     """Return the number of bytes `text` names, such as `20GiB`, `512 MiB`, `10GB` or `4096`.
 
-    Raises BadInput, naming `what`, when the text is no size or does not fit 63 bits.
+    A part of a byte counts as a whole one. Raises BadInput, naming `what`, when the text is no size
+    or does not fit 63 bits.
     """
-    found = _BYTES.fullmatch(text)
-    if found is None or found[2] not in _BYTES_PER_UNIT:
+    found = _BYTES.fullmatch(text.strip())
+    if found is None or found[3] not in _BYTES_PER_UNIT:
         raise BadInput(
             f"{what}: {_shown(text)} is not a size; write a number and a unit of "
             f"{', '.join(u for u in _BYTES_PER_UNIT if u)}, such as 20GiB"
         )
-    whole, _, fraction = found[1].partition(".")
-    scale = 10 ** len(fraction)
-    size, rest = divmod(int(whole + fraction) * _BYTES_PER_UNIT[found[2]], scale)
+    fraction = found[2] or ""
+    scaled = int(found[1] + fraction) * _BYTES_PER_UNIT[found[3]]
+    size = -(-scaled // int("1" + "0" * len(fraction)))
     if size > BYTES_MAX:
         raise BadInput(f"{what}: {_shown(text)} is larger than 2^63 - 1 bytes")
-    return size + (1 if rest else 0)
+    return size
 
 
 def parse_duration(text: str, what: str = "duration") -> float:
@@ -69,7 +71,7 @@ def parse_duration(text: str, what: str = "duration") -> float:
 
 
 def format_bytes(size: int) -> str:
-    """Return `size` bytes for a person, in the largest binary unit that keeps one digit before the point."""
+    """Return `size` bytes for a person, in the largest binary unit of which it is one or more."""
     for unit in ("TiB", "GiB", "MiB", "KiB"):
         scale = _BYTES_PER_UNIT[unit]
         if abs(size) >= scale:
@@ -79,7 +81,7 @@ def format_bytes(size: int) -> str:
 
 def format_duration(seconds: float) -> str:
     """Return `seconds` for a person, in at most two units, such as `1h 30m` or `45s`."""
-    if seconds < 1:
+    if seconds < 0.9995:
         return f"{seconds * 1000:.0f}ms"
     rest = round(seconds)
     parts: list[str] = []

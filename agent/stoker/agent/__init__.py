@@ -1,0 +1,1 @@
+"""The agent: one per host, it reads the cards and holds what was granted on them."""

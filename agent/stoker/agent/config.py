@@ -1,0 +1,190 @@
+"""What an agent can be told: its options, where they come from, and what they must satisfy."""
+
+import os
+import re
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from types import MappingProxyType
+
+from stoker.core import config
+from stoker.core.addresses import Address, parse_address
+from stoker.core.config import option, section
+from stoker.core.errors import BadInput
+from stoker.core.gpu_models import parse_simulate_spec
+
+ENVIRONMENT_PREFIX = "STOKER_AGENT_"
+NODE_NAME_CHARACTERS_MAX = 253
+LABELS_MAX = 64
+LABEL_KEY_CHARACTERS_MAX = 63
+LABEL_VALUE_CHARACTERS_MAX = 256
+POOL_CHARACTERS_MAX = 63
+
+_DNS_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", re.ASCII)
+_NO_LABELS: Mapping[str, str] = MappingProxyType({})
+
+
+class LogLevel(StrEnum):
+    """What is worth a line."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricsConfig:
+    """The page for Prometheus."""
+
+    listen: str = option(
+        "127.0.0.1:9410", "Address of the page for Prometheus; port 0 takes a free one."
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentConfig:
+    """Everything that an agent can be told, as it is written."""
+
+    node: str = option("", "Name of this node, unique in the fleet; empty: the host name.")
+    aggregator: tuple[str, ...] = option(
+        ("127.0.0.1:7070",), "Where the aggregator listens; several are tried in turn."
+    )
+    pool: str = option("", "The pool that this node belongs to; empty: none.")
+    labels: Mapping[str, str] = option(
+        _NO_LABELS, "Words about this node that requests can be filtered by.", flag="--label"
+    )
+    interval_seconds: float = option(
+        1.0, "Time between two samples of every GPU.", minimum=0.05, maximum=60.0
+    )
+    processes_interval_seconds: float = option(
+        5.0, "Time between two readings of the processes on the GPUs.", minimum=0.1, maximum=300.0
+    )
+    data_dir: Path | None = option(
+        None, "Folder of the journal; default: $STATE_DIRECTORY, or by the user who runs it."
+    )
+    simulate: tuple[str, ...] = option(
+        (), "GPUs to simulate in place of the real ones, such as 8xH100-80GB."
+    )
+    seed: int = option(0, "Which simulated node, of many that look alike.", minimum=0)
+    scenario: Path | None = option(
+        None, "File of processes and faults that happen on the simulated GPUs."
+    )
+    insecure: bool = option(
+        default=False, doc="Whether to talk beyond this machine without encryption."
+    )
+    log_level: LogLevel = option(LogLevel.INFO, "What is worth a line in the log.")
+    metrics: MetricsConfig = section(MetricsConfig)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the agent goes by: the configuration, checked, with every default decided."""
+
+    node: str
+    aggregators: tuple[Address, ...]
+    pool: str
+    labels: Mapping[str, str]
+    interval_seconds: float
+    processes_interval_seconds: float
+    data_dir: Path
+    simulate: tuple[str, ...]
+    seed: int
+    scenario: Path | None
+    log_level: LogLevel
+    metrics_listen: Address
+
+
+def load(file: Path | None, environ: Mapping[str, str], flags: Mapping[str, object]) -> Settings:
+    """Return the settings from a file, the environment and flags; raises BadInput."""
+    written = config.load(AgentConfig, file, environ, ENVIRONMENT_PREFIX, flags)
+    return settle(written, environ, hostname=socket.gethostname())
+
+
+def settle(written: AgentConfig, environ: Mapping[str, str], *, hostname: str) -> Settings:
+    """Check a configuration and decide its defaults; raises BadInput that names the option."""
+    aggregators = tuple(parse_address(each, "aggregator") for each in written.aggregator)
+    if not aggregators:
+        raise BadInput("aggregator: wanted at least one HOST:PORT, found none")
+    for each in aggregators:
+        _check_reach(each, "aggregator", is_insecure=written.insecure)
+        if each.port == 0:
+            raise BadInput(f"aggregator: {each} has no port to dial")
+    listen = parse_address(written.metrics.listen, "metrics.listen")
+    _check_reach(listen, "metrics.listen", is_insecure=written.insecure)
+    for spec in written.simulate:
+        parse_simulate_spec(spec)
+    if written.scenario is not None and not written.simulate:
+        raise BadInput("scenario: it is for simulated GPUs, and simulate is not given")
+    return Settings(
+        node=_checked_node(written.node or hostname),
+        aggregators=aggregators,
+        pool=_checked_pool(written.pool),
+        labels=_checked_labels(written.labels),
+        interval_seconds=written.interval_seconds,
+        processes_interval_seconds=written.processes_interval_seconds,
+        data_dir=written.data_dir or _default_data_dir(environ, is_root=os.geteuid() == 0),
+        simulate=written.simulate,
+        seed=written.seed,
+        scenario=written.scenario,
+        log_level=written.log_level,
+        metrics_listen=listen,
+    )
+
+
+def _check_reach(address: Address, what: str, *, is_insecure: bool) -> None:
+    if not (address.is_loopback or is_insecure):
+        raise BadInput(
+            f"{what}: {address} is beyond this machine and the connection is not encrypted; "
+            "--insecure allows it"
+        )
+
+
+def _checked_node(name: str) -> str:
+    if len(name) > NODE_NAME_CHARACTERS_MAX or not _DNS_NAME.fullmatch(name):
+        raise BadInput(
+            f"node: wanted letters, digits, dots, dashes, underscores, at most "
+            f"{NODE_NAME_CHARACTERS_MAX}, found {_shown(name)}"
+        )
+    return name
+
+
+def _checked_pool(pool: str) -> str:
+    if len(pool) > POOL_CHARACTERS_MAX or (pool and not _DNS_NAME.fullmatch(pool)):
+        raise BadInput(
+            f"pool: wanted letters, digits, dots, dashes, underscores, at most "
+            f"{POOL_CHARACTERS_MAX}, found {_shown(pool)}"
+        )
+    return pool
+
+
+def _checked_labels(labels: Mapping[str, str]) -> Mapping[str, str]:
+    if len(labels) > LABELS_MAX:
+        raise BadInput(f"labels: wanted at most {LABELS_MAX}, found {len(labels)}")
+    for key, value in labels.items():
+        if not 0 < len(key.encode()) <= LABEL_KEY_CHARACTERS_MAX:
+            raise BadInput(
+                f"labels: wanted a key of 1 to {LABEL_KEY_CHARACTERS_MAX} bytes, "
+                f"found {_shown(key)}"
+            )
+        if len(value.encode()) > LABEL_VALUE_CHARACTERS_MAX:
+            raise BadInput(
+                f"labels: {key}: wanted at most {LABEL_VALUE_CHARACTERS_MAX} bytes, "
+                f"found {len(value.encode())}"
+            )
+    return labels
+
+
+def _default_data_dir(environ: Mapping[str, str], *, is_root: bool) -> Path:
+    if given := environ.get("STATE_DIRECTORY"):  # systemd's; with several, ours is the first
+        return Path(given.split(":")[0])
+    if is_root:
+        return Path("/var/lib/stoker/agent")
+    state = environ.get("XDG_STATE_HOME") or Path(environ.get("HOME") or ".", ".local", "state")
+    return Path(state, "stoker", "agent")
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 60 else text[:57] + "...")

@@ -1,0 +1,152 @@
+"""What can happen to a node: the events that `NodeState.handle` takes.
+
+All carry `at`, Unix seconds on the node's clock. Where only differences of time matter, the state
+uses the monotonic time that `handle` is given beside the event.
+"""
+
+from dataclasses import dataclass
+
+from stoker.agent.model import Command, DriverStatus, ProcessSeen
+from stoker.agent.readings import GpuSample, Inventory
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The agent process began, and the journal was read. Always the first event."""
+
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class InventoryRead:
+    """The driver told which GPUs there are."""
+
+    at: float
+    inventory: Inventory
+
+
+@dataclass(frozen=True, slots=True)
+class SampleTaken:
+    """A sampling tick was answered; a GPU that could not be read has a sample without facts."""
+
+    at: float
+    samples: tuple[GpuSample, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingFailed:
+    """A sampling tick was not answered."""
+
+    at: float
+    kind: str  # a word for counting, `DriverError.kind`
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessReadingBegun:
+    """The driver is being asked for processes. One reading at a time; its outcome comes next."""
+
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessesTaken:
+    """The reading that was begun last has ended."""
+
+    at: float
+    started_at: float
+    processes: tuple[ProcessSeen, ...]
+    unread_gpu_uuids: tuple[str, ...] = ()
+    has_unnamed_unread: bool = False  # a GPU whose UUID is not known could not be read either
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessReadingFailed:
+    """The reading that was begun last told nothing."""
+
+    at: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class DriverChanged:
+    """The driver is in another state."""
+
+    at: float
+    status: DriverStatus
+
+
+@dataclass(frozen=True, slots=True)
+class CommandReceived:
+    """The aggregator wants something else of this node than it reported."""
+
+    at: float
+    id: int  # rising on one stream
+    command: Command
+
+
+@dataclass(frozen=True, slots=True)
+class LinkUp:
+    """There is a new stream to the aggregator; nothing was said on it yet."""
+
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Welcomed:
+    """The aggregator answered the hello; it has taken in every frame up to `acked_sequence`."""
+
+    at: float
+    acked_sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class LinkDown:
+    """The stream is gone, and what was not acknowledged on it may or may not have arrived."""
+
+    at: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class FrameAcked:
+    """The aggregator has taken in every frame up to `sequence`."""
+
+    at: float
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class JournalSaved:
+    """The records of that `SaveJournal` are durable."""
+
+    at: float
+    ticket: int
+
+
+@dataclass(frozen=True, slots=True)
+class JournalFailed:
+    """None of the records of that `SaveJournal` is durable."""
+
+    at: float
+    ticket: int
+    reason: str
+
+
+Event = (
+    Started
+    | InventoryRead
+    | SampleTaken
+    | SamplingFailed
+    | ProcessReadingBegun
+    | ProcessesTaken
+    | ProcessReadingFailed
+    | DriverChanged
+    | CommandReceived
+    | LinkUp
+    | Welcomed
+    | LinkDown
+    | FrameAcked
+    | JournalSaved
+    | JournalFailed
+)

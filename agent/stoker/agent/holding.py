@@ -1,0 +1,68 @@
+"""What a node may hold, and which allocation a process belongs to."""
+
+from collections.abc import Collection, Iterable
+
+from stoker.agent.model import HeldAllocation, NumberedInventory, ProcessSeen
+from stoker.core.units import format_bytes
+
+# Allocations on one node. The aggregator's own limits are far below; this one keeps frames small.
+HELD_MAX = 4096
+# Linux tells when it booted in whole seconds, and when a process started in ticks since then.
+STARTED_AT_ERROR_SECONDS = 1.0
+
+
+def find_obstacle(
+    wanted: HeldAllocation, held: Collection[HeldAllocation], inventory: NumberedInventory
+) -> str | None:
+    """Return why `wanted` cannot be held beside what is `held`, naming the GPU; None if it can."""
+    if len(held) >= HELD_MAX:
+        return f"the node holds {len(held)} allocations, at most {HELD_MAX} are allowed"
+    if not wanted.gpu_uuids:
+        return "it names no GPU"
+    if len(set(wanted.gpu_uuids)) < len(wanted.gpu_uuids):
+        return f"it names a GPU twice: {', '.join(wanted.gpu_uuids)}"
+    if wanted.memory_bytes is not None and len(wanted.gpu_uuids) > 1:
+        return f"a share is of one GPU, and it names {len(wanted.gpu_uuids)}"
+    obstacles = (_obstacle_on(uuid, wanted, held, inventory) for uuid in wanted.gpu_uuids)
+    return next((each for each in obstacles if each is not None), None)
+
+
+def _obstacle_on(
+    uuid: str,
+    wanted: HeldAllocation,
+    held: Collection[HeldAllocation],
+    inventory: NumberedInventory,
+) -> str | None:
+    gpu = inventory.gpu(uuid)
+    if gpu is None:
+        known = ", ".join(each.identity.uuid for each in inventory.gpus) or "none"
+        return f"{uuid} is not on this node, which has {known}"
+    neighbours = [each for each in held if uuid in each.gpu_uuids]
+    for each in neighbours:
+        if each.memory_bytes is None or wanted.memory_bytes is None:
+            kind = "exclusively" if each.memory_bytes is None else "in part"
+            return f"{uuid} is held {kind} by allocation {each.id} of {each.holder!r}"
+    if wanted.memory_bytes is not None:
+        free = gpu.memory_total_bytes - sum(each.memory_bytes or 0 for each in neighbours)
+        if wanted.memory_bytes > free:
+            return f"{uuid}: wanted {format_bytes(wanted.memory_bytes)}, {format_bytes(free)} left"
+    return None
+
+
+def attribute(process: ProcessSeen, held: Iterable[HeldAllocation]) -> str:
+    """Return the id of the allocation that the process belongs to, or "" when it is foreign.
+
+    It belongs to the allocation that its environment names, if that one holds the GPU. Without
+    such a name it belongs to the only tenant of the GPU, if it started under that tenancy. A name
+    that does not fit is foreign: it is what an earlier tenant left behind.
+    """
+    tenants = {each.id: each for each in held if process.gpu_uuid in each.gpu_uuids}
+    claimed = process.claimed_allocation_id
+    if claimed is not None:
+        return claimed if claimed in tenants else ""
+    for tenant in tenants.values():
+        began = process.started_at
+        if tenant.memory_bytes is None and began is not None:
+            is_during = began >= tenant.held_since - STARTED_AT_ERROR_SECONDS
+            return tenant.id if is_during else ""
+    return ""

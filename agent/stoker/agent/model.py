@@ -1,0 +1,237 @@
+"""What a node tells about itself: who it is, what it holds, and the frames that carry it.
+
+Times (`at`) are Unix seconds on the node's own clock; `monotonic_seconds` is the clock that never
+goes back, whose differences alone mean something. `None` means absent: not read, or not known.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from stoker.agent.readings import GpuIdentity, GpuSample
+
+
+@dataclass(frozen=True, slots=True)
+class NodeIdentity:
+    """Who the agent is; fixed while its process lives."""
+
+    node: str
+    agent_version: str
+    boot_id: str
+    simulated: bool
+    pool: str
+    labels: Mapping[str, str]
+    interval_seconds: float
+    process_id: str  # random for every start of the process
+
+
+@dataclass(frozen=True, slots=True)
+class HeldAllocation:
+    """An allocation that this node holds, or is told to hold."""
+
+    id: str
+    gpu_uuids: tuple[str, ...]
+    memory_bytes: int | None  # a share of one GPU; None: exclusive
+    holder: str
+    ttl_seconds: float
+    held_since: float  # when the node began to hold it
+
+    def is_same_as(self, other: "HeldAllocation") -> bool:
+        """Whether both are the same claim on the same devices; since when does not matter."""
+        mine = (self.id, sorted(self.gpu_uuids), self.memory_bytes)
+        return mine == (other.id, sorted(other.gpu_uuids), other.memory_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """A command: hold this allocation from now on."""
+
+    allocation: HeldAllocation
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """A command: let go of this allocation."""
+
+    allocation_id: str
+    reason: str
+
+
+Command = Hold | Drop
+
+
+@dataclass(frozen=True, slots=True)
+class HoldRefusal:
+    """Why the node cannot hold what it was told to hold."""
+
+    allocation_id: str
+    reason: str
+
+
+class DriverState(StrEnum):
+    """Whether the GPUs of the node can be read."""
+
+    STARTING = "starting"
+    READING = "reading"
+    BLOCKED = "blocked"  # a call did not return in time
+    FAILED = "failed"  # there is no driver, or it does not answer sensibly
+
+
+@dataclass(frozen=True, slots=True)
+class DriverStatus:
+    """The driver as the agent sees it, and how often its host process had to be started anew."""
+
+    state: DriverState
+    reason: str = ""
+    restarts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class NumberedGpu:
+    """A GPU with the short number that frames use for it."""
+
+    number: int
+    identity: GpuIdentity
+
+
+@dataclass(frozen=True, slots=True)
+class NumberedInventory:
+    """The GPUs of the node."""
+
+    driver_version: str | None
+    cuda_version: str | None
+    gpus: tuple[NumberedGpu, ...]
+
+    def gpu(self, uuid: str) -> GpuIdentity | None:
+        """Return the GPU of that UUID, if the node has it."""
+        return next((gpu.identity for gpu in self.gpus if gpu.identity.uuid == uuid), None)
+
+
+@dataclass(frozen=True, slots=True)
+class NumberedSample:
+    """A sample of the GPU with that number."""
+
+    number: int
+    sample: GpuSample
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessSeen:
+    """A process with a context on a GPU, and what tells whose it is."""
+
+    gpu_uuid: str
+    pid: int
+    user: str = ""  # empty: it cannot be seen
+    command: str = ""  # empty: it cannot be seen
+    memory_used_bytes: int | None = None
+    started_at: float | None = None
+    # The allocation that its environment names; None: it names none, or it cannot be seen.
+    claimed_allocation_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AttributedProcess:
+    """A process and the allocation it belongs to; an empty id: none of ours."""
+
+    process: ProcessSeen
+    allocation_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessTable:
+    """The processes on the node's GPUs; complete, but for the GPUs that could not be read."""
+
+    started_at: float  # when reading began: what started later is not in it
+    processes: tuple[AttributedProcess, ...]
+    unread_gpu_uuids: tuple[str, ...]
+
+    def says_the_same_as(self, other: "ProcessTable | None") -> bool:
+        """Whether nothing but the time of reading differs."""
+        return other is not None and (
+            (self.processes, self.unread_gpu_uuids) == (other.processes, other.unread_gpu_uuids)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One numbered report. What is absent has not changed; absent samples were not read."""
+
+    sequence: int
+    at: float
+    monotonic_seconds: float
+    samples: tuple[NumberedSample, ...] = ()
+    processes: ProcessTable | None = None
+    held: tuple[HeldAllocation, ...] | None = None
+    refusals: tuple[HoldRefusal, ...] = ()
+    inventory: NumberedInventory | None = None
+    driver: DriverStatus | None = None
+    frames_dropped: int = 0  # since the process started
+    commands_done: int = 0  # every command of this stream up to this one is carried out or refused
+
+    @property
+    def is_telemetry_only(self) -> bool:
+        """Whether it can be left out without leaving a wrong picture."""
+        parts = (self.processes, self.held, self.inventory, self.driver)
+        return not self.refusals and all(part is None for part in parts)
+
+    def only_telemetry(self) -> "Frame":
+        """Return the frame without what only the stream that it was made for may say."""
+        return replace(
+            self,
+            processes=None,
+            held=None,
+            refusals=(),
+            inventory=None,
+            driver=None,
+            commands_done=0,
+        )
+
+    def merged_into(self, later: "Frame") -> "Frame":
+        """Return the later frame, with what it does not itself tell anew."""
+        return replace(
+            later,
+            processes=later.processes or self.processes,
+            held=self.held if later.held is None else later.held,
+            refusals=self.refusals + later.refusals,
+            inventory=later.inventory or self.inventory,
+            driver=later.driver or self.driver,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """The first message on every stream.
+
+    `held` is all that the aggregator must still reckon with: what the node holds, what it is just
+    noting down, and what it has let go of without having been able to say so.
+    """
+
+    identity: NodeIdentity
+    incarnation: str
+    monotonic_seconds: float
+    first_sequence: int
+    inventory: NumberedInventory | None
+    held: tuple[HeldAllocation, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NodeView:
+    """Everything that readers of the state may see, at one moment."""
+
+    identity: NodeIdentity
+    incarnation: str
+    inventory: NumberedInventory | None
+    # Of the newest sampling tick; empty when it failed.
+    samples: tuple[GpuSample, ...]
+    processes: ProcessTable | None
+    processes_monotonic_seconds: float | None  # when they were told
+    held: tuple[HeldAllocation, ...]
+    ending: frozenset[str]  # held, told to let go, not yet verified
+    driver: DriverStatus
+    connected: bool
+    outbox_frames: int
+    frames_dropped: int
+    samples_total: int
+    sample_failures: Mapping[str, int]  # by kind
+    last_success_at: float | None  # when a sampling tick was last answered
+    last_success_monotonic_seconds: float | None

@@ -1,0 +1,53 @@
+"""The files of /proc about a process: reading them, and apart from that, parsing them."""
+
+from dataclasses import dataclass
+
+_READ_BYTES_MAX = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Stat:
+    """The part of /proc/PID/stat that is used."""
+
+    name: str
+    state: str  # one letter; "Z" ended and was not reaped
+    parent_pid: int
+    started_ticks: int  # since boot
+
+
+def read(path: str) -> bytes:
+    """Return the file's beginning; empty when the process is gone or belongs to another user."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return file.read(_READ_BYTES_MAX)
+    except OSError:
+        return b""
+
+
+def parse_stat(text: bytes) -> Stat:
+    """Return the facts in a /proc/PID/stat; the name in it may hold spaces and parentheses."""
+    before, _, after = text.rpartition(b")")
+    fields = after.split()
+    return Stat(
+        name=before.partition(b"(")[2].decode("utf-8", "replace"),
+        state=fields[0].decode("ascii"),
+        parent_pid=int(fields[1]),
+        started_ticks=int(fields[19]),
+    )
+
+
+def parse_boot_time(text: bytes) -> float:
+    """Return Unix seconds from the text of /proc/stat."""
+    for line in text.splitlines():
+        if line.startswith(b"btime "):
+            return float(line.split()[1])
+    raise ValueError("/proc/stat has no line `btime`")
+
+
+def parse_variable(environ: bytes, name: str) -> str | None:
+    """Return the value of a variable in a /proc/PID/environ, or None."""
+    start = f"{name}=".encode()
+    for entry in environ.split(b"\0"):
+        if entry.startswith(start):
+            return entry[len(start) :].decode("utf-8", "replace")
+    return None

@@ -1,0 +1,89 @@
+"""What a node must never forget: the records of its journal, and what they add up to."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import assert_never
+
+from stoker.agent.model import HeldAllocation
+
+
+@dataclass(frozen=True, slots=True)
+class IncarnationBegun:
+    """The first record of a journal: the random name of this life of it."""
+
+    incarnation: str
+
+
+@dataclass(frozen=True, slots=True)
+class SequencesReserved:
+    """Frames may use sequence numbers below this one; after a restart numbering goes on from it."""
+
+    below: int
+
+
+@dataclass(frozen=True, slots=True)
+class GpuNumbered:
+    """The GPU with this UUID has this number in frames."""
+
+    uuid: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class AllocationHeld:
+    """The node began to hold an allocation."""
+
+    allocation: HeldAllocation
+
+
+@dataclass(frozen=True, slots=True)
+class AllocationDropped:
+    """The node let go of an allocation, after it had looked at the processes on its devices."""
+
+    allocation_id: str
+
+
+Record = IncarnationBegun | SequencesReserved | GpuNumbered | AllocationHeld | AllocationDropped
+
+
+@dataclass(frozen=True, slots=True)
+class Durable:
+    """The sum of a journal's records."""
+
+    incarnation: str = ""  # empty: the journal is new
+    reserved_below: int = 1
+    numbers: Mapping[str, int] = field(default_factory=dict[str, int])  # by UUID
+    held: Mapping[str, HeldAllocation] = field(default_factory=dict[str, HeldAllocation])  # by id
+
+    def after(self, records: Iterable[Record]) -> "Durable":
+        """Return the sum with further records; a record that is applied twice equals once."""
+        sum_ = self
+        for record in records:
+            sum_ = _after(sum_, record)
+        return sum_
+
+    def records(self) -> tuple[Record, ...]:
+        """Return the fewest records that add up to this."""
+        return (
+            *([IncarnationBegun(self.incarnation)] if self.incarnation else []),
+            *([SequencesReserved(self.reserved_below)] if self.reserved_below > 1 else []),
+            *(GpuNumbered(uuid, number) for uuid, number in self.numbers.items()),
+            *(AllocationHeld(allocation) for allocation in self.held.values()),
+        )
+
+
+def _after(durable: Durable, record: Record) -> Durable:
+    match record:
+        case IncarnationBegun(incarnation):
+            return replace(durable, incarnation=incarnation)
+        case SequencesReserved(below):
+            return replace(durable, reserved_below=max(below, durable.reserved_below))
+        case GpuNumbered(uuid, number):
+            return replace(durable, numbers={**durable.numbers, uuid: number})
+        case AllocationHeld(allocation):
+            return replace(durable, held={**durable.held, allocation.id: allocation})
+        case AllocationDropped(allocation_id):
+            held = {id_: each for id_, each in durable.held.items() if id_ != allocation_id}
+            return replace(durable, held=held)
+        case _:
+            assert_never(record)

@@ -1,0 +1,252 @@
+"""Values to messages of `stoker.v1` and back: the only module of the agent that knows protobuf."""
+
+import math
+from dataclasses import dataclass
+
+from stoker.agent.model import (
+    AttributedProcess,
+    Command,
+    DriverState,
+    DriverStatus,
+    Drop,
+    Frame,
+    HeldAllocation,
+    Hello,
+    Hold,
+    NumberedGpu,
+    NumberedInventory,
+    NumberedSample,
+    ProcessTable,
+)
+from stoker.core.errors import StokerError
+from stoker.v1 import agent_pb2, types_pb2
+
+PROTOCOL_VERSION = 1
+# What the aggregator may call an allocation; longer is no id of ours.
+ALLOCATION_ID_CHARACTERS_MAX = 128
+# A sample is told to be older than its frame when it differs by more than this.
+_AGE_SECONDS_MIN = 0.001
+
+_DRIVER_STATES = {
+    DriverState.STARTING: agent_pb2.DRIVER_STATE_STARTING,
+    DriverState.READING: agent_pb2.DRIVER_STATE_READING,
+    DriverState.BLOCKED: agent_pb2.DRIVER_STATE_BLOCKED,
+    DriverState.FAILED: agent_pb2.DRIVER_STATE_FAILED,
+}
+
+
+class MalformedMessage(StokerError):
+    """The aggregator sent something that means nothing in this protocol."""
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """The aggregator's answer to a hello."""
+
+    protocol_version: int
+    aggregator_version: str
+    acked_sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """Every frame up to and including `sequence` has been taken in."""
+
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A command with its number on the stream."""
+
+    id: int
+    command: Command
+
+
+Received = Welcome | Ack | Order
+
+
+def hello_message(hello: Hello) -> agent_pb2.AgentMessage:
+    """Return the message that opens a stream."""
+    identity = hello.identity
+    return agent_pb2.AgentMessage(
+        hello=agent_pb2.Hello(
+            protocol_version=PROTOCOL_VERSION,
+            node=identity.node,
+            agent_version=identity.agent_version,
+            incarnation=hello.incarnation,
+            first_sequence=hello.first_sequence,
+            boot_id=identity.boot_id,
+            simulated=identity.simulated,
+            pool=identity.pool,
+            labels=dict(identity.labels),
+            interval_seconds=identity.interval_seconds,
+            inventory=_optional_inventory(hello.inventory),
+            held=_held(hello.held),
+            process_id=identity.process_id,
+            monotonic_seconds=hello.monotonic_seconds,
+        )
+    )
+
+
+def frame_message(frame: Frame) -> agent_pb2.AgentMessage:
+    """Return the message that carries a frame."""
+    return agent_pb2.AgentMessage(
+        frame=agent_pb2.Frame(
+            sequence=frame.sequence,
+            at=frame.at,
+            samples=[_sample(each, frame.at) for each in frame.samples],
+            processes=None if frame.processes is None else _processes(frame.processes),
+            held=None if frame.held is None else _held(frame.held),
+            refusals=[
+                agent_pb2.HoldRefusal(allocation_id=each.allocation_id, reason=each.reason)
+                for each in frame.refusals
+            ],
+            inventory=_optional_inventory(frame.inventory),
+            driver=None if frame.driver is None else _driver(frame.driver),
+            frames_dropped=frame.frames_dropped,
+            monotonic_seconds=frame.monotonic_seconds,
+            commands_done=frame.commands_done,
+        )
+    )
+
+
+def read_message(message: agent_pb2.AggregatorMessage) -> Received:
+    """Return what the aggregator said; raises MalformedMessage."""
+    match message.WhichOneof("message"):
+        case "ack":
+            return Ack(message.ack.sequence)
+        case "welcome":
+            welcome = message.welcome
+            return Welcome(
+                welcome.protocol_version, welcome.aggregator_version, welcome.acked_sequence
+            )
+        case "command":
+            return Order(message.command.id, _command(message.command))
+        case None:
+            raise MalformedMessage("a message of a kind that this agent does not know")
+
+
+def _command(command: agent_pb2.Command) -> Command:
+    match command.WhichOneof("command"):
+        case "hold":
+            return Hold(_allocation(command.hold.allocation, command.id))
+        case "drop":
+            drop = command.drop
+            return Drop(_allocation_id(drop.allocation_id, command.id), drop.reason)
+        case None:
+            raise MalformedMessage(f"command {command.id} is of a kind that is not known")
+
+
+def _allocation(message: agent_pb2.HeldAllocation, command: int) -> HeldAllocation:
+    if message.HasField("memory_bytes") and message.memory_bytes == 0:
+        raise MalformedMessage(f"command {command}: a share of 0 bytes")
+    if not (math.isfinite(message.ttl_seconds) and message.ttl_seconds >= 0):
+        raise MalformedMessage(f"command {command}: a TTL of {message.ttl_seconds} seconds")
+    return HeldAllocation(
+        id=_allocation_id(message.id, command),
+        gpu_uuids=tuple(message.gpu_uuids),
+        memory_bytes=message.memory_bytes if message.HasField("memory_bytes") else None,
+        holder=message.holder,
+        ttl_seconds=message.ttl_seconds,
+        held_since=message.held_since,
+    )
+
+
+def _allocation_id(text: str, command: int) -> str:
+    if not 0 < len(text) <= ALLOCATION_ID_CHARACTERS_MAX:
+        raise MalformedMessage(f"command {command}: an allocation id of {len(text)} characters")
+    return text
+
+
+def _optional_inventory(inventory: NumberedInventory | None) -> agent_pb2.Inventory | None:
+    if inventory is None:
+        return None
+    return agent_pb2.Inventory(
+        driver_version=inventory.driver_version or "",
+        cuda_version=inventory.cuda_version or "",
+        gpus=[_gpu(each) for each in inventory.gpus],
+    )
+
+
+def _gpu(gpu: NumberedGpu) -> agent_pb2.Gpu:
+    identity = gpu.identity
+    return agent_pb2.Gpu(
+        number=gpu.number,
+        uuid=identity.uuid,
+        model=identity.model,
+        memory_total_bytes=identity.memory_total_bytes,
+        index=identity.index,
+        pci_bus_id=identity.pci_bus_id or "",
+        serial=identity.serial or "",
+        compute_capability=identity.compute_capability or "",
+        power_limit_watts=identity.power_limit_watts,
+        minor_number=identity.minor_number,
+        vbios_version=identity.vbios_version or "",
+        mig_enabled=identity.mig_enabled,
+    )
+
+
+def _sample(numbered: NumberedSample, frame_at: float) -> agent_pb2.GpuSample:
+    sample = numbered.sample
+    age = frame_at - sample.at
+    return agent_pb2.GpuSample(
+        number=numbered.number,
+        memory_used_bytes=sample.memory_used_bytes,
+        utilization_ratio=sample.utilization_ratio,
+        temperature_celsius=sample.temperature_celsius,
+        power_watts=sample.power_watts,
+        sm_clock_hertz=_whole(sample.sm_clock_hertz),
+        memory_clock_hertz=_whole(sample.memory_clock_hertz),
+        memory_utilization_ratio=sample.memory_utilization_ratio,
+        energy_joules=sample.energy_joules_total,
+        memory_reserved_bytes=sample.memory_reserved_bytes,
+        age_seconds=age if age > _AGE_SECONDS_MIN else None,
+    )
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else round(value)
+
+
+def _held(allocations: tuple[HeldAllocation, ...]) -> agent_pb2.Held:
+    return agent_pb2.Held(
+        allocations=[
+            agent_pb2.HeldAllocation(
+                id=each.id,
+                gpu_uuids=each.gpu_uuids,
+                memory_bytes=each.memory_bytes,
+                holder=each.holder,
+                ttl_seconds=each.ttl_seconds,
+                held_since=each.held_since,
+            )
+            for each in allocations
+        ]
+    )
+
+
+def _processes(table: ProcessTable) -> agent_pb2.ProcessTable:
+    return agent_pb2.ProcessTable(
+        started_at=table.started_at,
+        processes=[_process(each) for each in table.processes],
+        unread_gpu_uuids=table.unread_gpu_uuids,
+    )
+
+
+def _process(attributed: AttributedProcess) -> types_pb2.Process:
+    process = attributed.process
+    return types_pb2.Process(
+        pid=process.pid,
+        user=process.user,
+        command=process.command,
+        memory_used_bytes=process.memory_used_bytes,
+        allocation_id=attributed.allocation_id,
+        started_at=process.started_at,
+        gpu_uuid=process.gpu_uuid,
+    )
+
+
+def _driver(status: DriverStatus) -> agent_pb2.DriverStatus:
+    return agent_pb2.DriverStatus(
+        state=_DRIVER_STATES[status.state], reason=status.reason, restarts=status.restarts
+    )

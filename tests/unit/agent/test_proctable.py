@@ -1,0 +1,165 @@
+"""Who a process is: what /proc says about real ones, and how its texts are read."""
+
+import os
+import pwd
+import subprocess
+import sys
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from stoker.agent.procfs import Stat, parse_boot_time, parse_stat, parse_variable, read
+from stoker.agent.proctable import (
+    ALLOCATION,
+    COMMAND_CHARACTERS_MAX,
+    ProcessFacts,
+    ProcTable,
+    parse_command,
+)
+from stoker.agent.readings import ProcessReading
+
+NO_SUCH_PID = 5_000_001  # above the kernel's largest
+
+
+@contextmanager
+def child(*arguments: str, **environment: str) -> Generator[subprocess.Popen[bytes]]:
+    """A process that waits for the end of its input."""
+    argv = [sys.executable, "-c", "import sys; print(flush=True); sys.stdin.read()", *arguments]
+    process = subprocess.Popen(
+        argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, **environment}
+    )
+    assert process.stdout is not None
+    process.stdout.readline()  # it is what it was told to be, not a fork of us any more
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_process_of_ours() -> None:
+    began = time.time()
+    with child("--epochs", "3", **{ALLOCATION: "a-17"}) as process:
+        facts = ProcTable().look_up(process.pid)
+    assert facts is not None
+    assert facts.pid == process.pid
+    assert facts.user == pwd.getpwuid(os.getuid()).pw_name
+    assert facts.command.startswith(sys.executable)
+    assert facts.command.endswith("--epochs 3")
+    assert facts.parents[0] == os.getpid()
+    assert 1 not in facts.parents
+    assert facts.allocation_id == "a-17"
+    # The kernel counts in ticks of a hundredth, from a boot time in whole seconds.
+    assert facts.started_at == pytest.approx(began, abs=2.5)
+
+
+def test_without_an_allocation_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(ALLOCATION, raising=False)
+    with child() as process:
+        facts = ProcTable().look_up(process.pid)
+    assert facts is not None
+    assert facts.allocation_id is None
+
+
+def test_a_process_that_is_gone_is_none() -> None:
+    with child() as process:
+        pass
+    assert ProcTable().look_up(process.pid) is None
+    assert ProcTable().look_up(NO_SUCH_PID) is None
+
+
+def test_two_looks_at_one_process_agree() -> None:
+    table = ProcTable()
+    assert table.look_up(os.getpid()) == table.look_up(os.getpid())
+
+
+@pytest.mark.parametrize(
+    ("name", "command"), [("train.py", "train.py"), (None, "(not visible here)")]
+)
+def test_a_user_of_a_gpu_that_proc_does_not_have(name: str | None, command: str) -> None:
+    listed = ProcessReading("GPU-a", NO_SUCH_PID, "compute", 10, name)
+    assert ProcTable().describe(listed) == ProcessFacts(NO_SUCH_PID, command)
+
+
+def test_a_user_of_a_gpu_that_proc_has_is_described_by_proc() -> None:
+    listed = ProcessReading("GPU-a", os.getpid(), "compute", 10, "what the driver calls it")
+    assert ProcTable().describe(listed) == ProcTable().look_up(os.getpid())
+
+
+def a_proc(root: Path) -> ProcTable:
+    """A /proc with one process, PID 7, that started five seconds after boot."""
+    (root / "7").mkdir()
+    (root / "stat").write_text("cpu 1 2\nbtime 1700000000\n")
+    (root / "7" / "stat").write_text("7 (x) S 1 " + "0 " * 17 + "500 0\n")
+    return ProcTable(str(root))
+
+
+def test_start_counts_from_boot(tmp_path: Path) -> None:
+    facts = a_proc(tmp_path).look_up(7)
+    assert facts is not None
+    assert facts.started_at == 1_700_000_005.0
+    assert (facts.command, facts.parents) == ("[x]", ())
+
+
+def test_a_pid_that_was_given_away_while_it_was_read_is_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = a_proc(tmp_path)
+    stat = tmp_path / "7" / "stat"
+
+    def read_and_replace(path: str) -> bytes:
+        text = read(path)
+        if path == str(stat):
+            stat.write_text(stat.read_text().replace(" 500 ", " 501 "))
+        return text
+
+    monkeypatch.setattr("stoker.agent.proctable.read", read_and_replace)
+    assert table.look_up(7) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "stat"),
+    [
+        (b"42 (python3) S 7" + b" 0" * 17 + b" 123 0", Stat("python3", "S", 7, 123)),
+        (b"42 (a (b) c) d) Z 7" + b" 0" * 17 + b" 123 0", Stat("a (b) c) d", "Z", 7, 123)),
+        (b"42 (\xff) R 7" + b" 0" * 17 + b" 123 0", Stat("\ufffd", "R", 7, 123)),
+    ],
+)
+def test_stat(text: bytes, stat: Stat) -> None:
+    assert parse_stat(text) == stat
+
+
+@pytest.mark.parametrize(
+    ("text", "command"),
+    [
+        (b"python\0train.py\0--lr=1\0", "python train.py --lr=1"),
+        (b"", ""),
+        (b"\0", ""),
+        (b"sh\0-c\0one\ntwo\x1b[31m\0", "sh -c one?two?[31m"),
+        (b"caf\xe9\0", "caf\ufffd"),
+        (b"x" * 10_000_000, "x" * (COMMAND_CHARACTERS_MAX - 3) + "..."),
+    ],
+)
+def test_command(text: bytes, command: str) -> None:
+    assert parse_command(text) == command
+
+
+@pytest.mark.parametrize(
+    ("environ", "value"),
+    [
+        (b"A=1\0STOKER_ALLOCATION_ID=a-1\0", "a-1"),
+        (b"STOKER_ALLOCATION_ID=\0", ""),
+        (b"NOT_STOKER_ALLOCATION_ID=a-1\0", None),
+        (b"", None),
+    ],
+)
+def test_variable(environ: bytes, value: str | None) -> None:
+    assert parse_variable(environ, ALLOCATION) == value
+
+
+def test_a_proc_without_a_boot_time_is_refused() -> None:
+    with pytest.raises(ValueError, match="btime"):
+        parse_boot_time(b"cpu 1 2 3\n")
