@@ -2,7 +2,7 @@
 
     python scripts/generate_docs.py [--check]
 
-With --check it writes nothing and fails when a page is not what the tables and the .proto files give.
+With --check it writes nothing and fails when a page is not what the tables and .proto files give.
 """
 
 import argparse
@@ -26,7 +26,10 @@ def allocation_diagram() -> str:
     lines = ["```mermaid", "stateDiagram-v2"]
     for state, following in TRANSITIONS.items():
         source = "[*]" if state is None else state.value
-        lines += [f"    {source} --> {to.value}: {event}" for to, event in following.items()]
+        lines += [
+            f"    {source} --> {to.value}: {' or '.join(events)}"
+            for to, events in following.items()
+        ]
         if not following:
             lines.append(f"    {source} --> [*]")
     return "\n".join([*lines, "```"])
@@ -65,7 +68,8 @@ def _files() -> list[d.FileDescriptorProto]:
 
 def _file_reference(file: d.FileDescriptorProto) -> Iterator[str]:
     comments = {
-        tuple(at.path): " ".join(at.leading_comments.split()) for at in file.source_code_info.location
+        tuple(at.path): " ".join(at.leading_comments.split())
+        for at in file.source_code_info.location
     }
     yield f"### {file.name}"
     for i, service in enumerate(file.service):
@@ -78,8 +82,8 @@ def _file_reference(file: d.FileDescriptorProto) -> Iterator[str]:
     for i, message in enumerate(file.message_type):
         text = f"**{message.name}** {comments.get((4, i), '')}".strip()
         rows = [
-            f"| {field.number} | `{field.name}` | {_type(field)} | {comments.get((4, i, 2, j), '')} |"
-            for j, field in enumerate(message.field)
+            f"| {each.number} | `{each.name}` | {_type(each)} | {comments.get((4, i, 2, j), '')} |"
+            for j, each in enumerate(message.field)
         ]
         table = ["", "| no. | field | type | |", "|---|---|---|---|", *rows] if rows else []
         yield "\n".join([text, *table])
@@ -97,9 +101,10 @@ def _streamed(is_stream: bool, type_name: str) -> str:
 
 
 def _type(field: d.FieldDescriptorProto) -> str:
-    name = field.type_name.removeprefix(".stoker.v1.") or d.FieldDescriptorProto.Type.Name(
-        field.type
-    ).removeprefix("TYPE_").lower()
+    name = (
+        field.type_name.removeprefix(".stoker.v1.")
+        or d.FieldDescriptorProto.Type.Name(field.type).removeprefix("TYPE_").lower()
+    )
     if name.endswith("Entry"):
         return "map of string to string"
     if field.label == d.FieldDescriptorProto.LABEL_REPEATED:
