@@ -7,13 +7,13 @@ With --check it writes nothing and fails when a page is not what the tables and 
 
 import argparse
 import re
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from google.protobuf import descriptor_pb2 as d
-from grpc_tools import protoc
 
 from stoker.aggregator.model import TRANSITIONS
 
@@ -50,19 +50,10 @@ def _files() -> list[d.FileDescriptorProto]:
     names = sorted(str(path.relative_to(PROTO)) for path in PROTO.rglob("*.proto"))
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "all.bin"
-        include = Path(protoc.__file__).parent / "_proto"
-        status = protoc.main(
-            [
-                "protoc",
-                f"-I{PROTO}",
-                f"-I{include}",
-                "--include_source_info",
-                f"--descriptor_set_out={out}",
-                *names,
-            ]
+        protoc = [sys.executable, "-m", "grpc_tools.protoc", f"-I{PROTO}", *names]
+        subprocess.run(
+            [*protoc, "--include_source_info", f"--descriptor_set_out={out}"], check=True
         )
-        if status:
-            raise SystemExit(f"protoc failed with status {status}")
         return list(d.FileDescriptorSet.FromString(out.read_bytes()).file)
 
 
@@ -123,7 +114,7 @@ def rendered(text: str) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Write the generated parts of docs/.")
     parser.add_argument("--check", action="store_true", help="write nothing, fail on a difference")
     check = parser.parse_args().check
     stale: list[str] = []

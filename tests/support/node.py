@@ -18,6 +18,7 @@ from stoker.agent.events import (
     InventoryRead,
     JournalFailed,
     JournalSaved,
+    LinkDown,
     LinkUp,
     ProcessesTaken,
     ProcessReadingBegun,
@@ -132,6 +133,18 @@ class Node:
             self.disk.extend(save.records)
             asked += self.happen(JournalSaved(self.now, save.ticket))
         return asked
+
+    def fail_saves(self) -> list[Action]:
+        saves, self.unanswered, self.disk_answers = self.unanswered, [], True
+        asked: list[Action] = []
+        for save in saves:
+            asked += self.happen(JournalFailed(self.now, save.ticket, "no room"))
+        return asked
+
+    def reconnect(self) -> Hello:
+        self.happen(LinkDown(self.now, "gone"))
+        self.commands = 0
+        return self.connect()
 
     def connect(self, acked: int = 0) -> Hello:
         self.happen(LinkUp(self.now))

@@ -26,8 +26,9 @@ EDGES = {
         "wire",
     },
     "aggregator": {
-        *("__main__", "api", "config", "control", "exporter", "ledger", "server", "sessions"),
-        *("store", "wire"),
+        *("__main__", "answers", "api", "config", "control", "exporter", "failures", "folder_lock"),
+        *("health", "ledger", "malformed", "meters", "ports", "rpc", "server", "sessions", "store"),
+        *("wire", "wire_fleet"),
     },
 }
 

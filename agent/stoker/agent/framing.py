@@ -138,7 +138,7 @@ class Reporter:
         self._refusals: dict[str, HoldRefusal] = {}  # by allocation, oldest first
         self._partings: dict[str, _Parting] = {}  # by id
         self._last_command = 0
-        self._undone: dict[str, int] = {}  # ids of holds that are under way, by allocation
+        self._undone: dict[str, int] = {}  # ids of commands that are under way, by allocation
 
     @property
     def outbox_frames(self) -> int:
@@ -165,7 +165,9 @@ class Reporter:
     def commands_done(self) -> int:
         """Every command of this stream up to this one is carried out, refused, or seen in `held`.
 
-        A drop of what is held counts at once: until it is verified, `held` lists the allocation.
+        A drop of what is held counts at once: until it is verified, `held` lists the allocation. A
+        drop of what is not held counts once processes were read: whoever was promised the GPUs
+        may have used them although the hold never came.
         """
         return min(self._undone.values(), default=self._last_command + 1) - 1
 
@@ -180,14 +182,14 @@ class Reporter:
             del self._refusals[next(iter(self._refusals))]
         self._refusals[allocation_id] = HoldRefusal(allocation_id, reason)
 
-    def receive(self, command: int, hold: str | None) -> None:
-        """Note a command of this stream; `hold`: the allocation that is to be settled."""
+    def receive(self, command: int, unsettled: str | None) -> None:
+        """Note a command of this stream; `unsettled`: the allocation that it holds up."""
         self._last_command = command
-        if hold is not None:
-            self._undone[hold] = command
+        if unsettled is not None:
+            self._undone[unsettled] = command
 
     def settle(self, allocation_id: str) -> None:
-        """Note that there is nothing under way any more about a hold."""
+        """Note that no command about an allocation is under way any more."""
         self._undone.pop(allocation_id, None)
 
     def part_with(self, allocation: HeldAllocation) -> None:

@@ -5,10 +5,13 @@ that the record is on disk; only then is it reported. The rest is forgotten with
 
     Hold       refused, or journaled -> held, reported at once
     Drop       ending -> processes read since -> journaled -> gone, reported with that reading
+               not held -> processes read since -> reported with that reading
 
-The aggregator takes an allocation for gone when a hello or a frame does not list it. So the hello
-lists everything that might still be there (`Hello.held`), and a frame that does not list it carries
-the processes that were found on its devices afterwards.
+The aggregator takes an allocation for gone when it told the node on this stream to let go, that is
+done, and the node does not list it. So a hello, and the frames that follow it, list everything that
+might still be there, what is being journaled too; and the frame that stops listing it carries the
+processes that were found on the GPUs afterwards, also for an allocation that was never held:
+whoever was promised it may have used its GPUs.
 
 The state is deterministic: no clock, no chance, no I/O. Two states that were given the same events
 at the same times returned the same actions.
@@ -107,7 +110,13 @@ class NodeState:
 
         self._waiting: dict[str, HeldAllocation] = {}  # holds that came before the inventory
         self._ending: set[str] = set()  # to let go of, by id
-        self._covered: frozenset[str] = frozenset()  # ending when the reading under way began
+        self._absent: set[str] = set()  # to let go of and not held: counts once processes were read
+        # To let go of while it was being journaled, which failed: told as held until they were.
+        self._failed: dict[str, HeldAllocation] = {}
+        # Being journaled since before this stream: told as held, as its hello did.
+        self._carried: set[str] = set()
+        # Of the three kinds to let go of, those that the reading under way is late enough for.
+        self._covered: frozenset[str] = frozenset()
         self._processes: ProcessTable | None = None
         self._processes_monotonic: float | None = None
 
@@ -157,7 +166,7 @@ class NodeState:
                 self._count_failure(kind)
                 yield from self._flush(at)
             case ProcessReadingBegun():
-                self._covered = frozenset(self._ending)
+                self._covered = frozenset({*self._ending, *self._absent, *self._failed})
             case ProcessesTaken():
                 yield from self._take_processes(event)
             case ProcessReadingFailed():
@@ -174,6 +183,8 @@ class NodeState:
             case LinkDown():
                 self._reporter.hang_up()
                 self._waiting.clear()  # the aggregator says again what it still wants
+                self._absent.clear()
+                self._carried = set(self._claims()) - set(self._durable.held)
             case FrameAcked(_, sequence):
                 self._reporter.acknowledge(sequence)
                 yield from self._send_due()
@@ -208,6 +219,7 @@ class NodeState:
         for record in records:
             match record:
                 case AllocationHeld(allocation):
+                    self._carried.discard(allocation.id)
                     self._reporter.settle(allocation.id)
                     self._reporter.owe(Part.HELD)
                     if allocation.id in self._ending:  # dropped while it was being journaled
@@ -225,8 +237,14 @@ class NodeState:
         for record in records:
             match record:
                 case AllocationHeld(allocation):
-                    self._ending.discard(allocation.id)
-                    self._reporter.refuse(allocation.id, f"the node cannot note it down: {reason}")
+                    self._carried.discard(allocation.id)
+                    if allocation.id in self._ending:
+                        self._ending.discard(allocation.id)
+                        self._failed[allocation.id] = allocation
+                        yield ReadProcesses()
+                    why = f"the node cannot note it down: {reason}"
+                    self._reporter.refuse(allocation.id, why)
+                    self._reporter.owe(Part.HELD)
                 case SequencesReserved():
                     # Numbering goes on without: should the process die now and use numbers again,
                     # the next welcome tells how far the aggregator has counted.
@@ -319,7 +337,7 @@ class NodeState:
             for each in self._held
             if each.id in self._covered - dropping and not unread & set(each.gpu_uuids)
         ]
-        self._covered = frozenset()
+        seen, self._covered = self._covered, frozenset()
         tenants = [each for each in self._held if each.id not in dropping | set(verified)]
         table = ProcessTable(
             event.started_at,
@@ -329,25 +347,40 @@ class NodeState:
         is_due = self._now - self._reporter.processes_told_at >= PROCESSES_RESEND_SECONDS
         if is_due or not table.says_the_same_as(self._processes):
             self._reporter.owe(Part.PROCESSES)
+        is_first = self._processes is None
         self._processes, self._processes_monotonic = table, self._now
         if verified:
             yield from self._save(*(AllocationDropped(id_) for id_ in verified))
+        if is_first:  # nothing is granted here before the aggregator has seen it
+            yield from self._flush(event.at)
+        yield from self._confirm(event.at, seen)
+
+    def _confirm(self, at: float, seen: frozenset[str]) -> Iterator[Action]:
+        """Say of what was not held, or not durably, that it is gone: processes were read."""
+        gone = [id_ for id_ in seen if id_ in self._absent or id_ in self._failed]
+        for id_ in gone:
+            self._absent.discard(id_)
+            self._failed.pop(id_, None)
+            self._reporter.settle(id_)
+            self._reporter.owe(Part.HELD, Part.PROCESSES)
+        if gone:
+            yield from self._flush(at)
 
     def _obey(self, event: CommandReceived) -> Iterator[Action]:
         match event.command:
             case Hold(allocation):
-                self._reporter.receive(event.id, hold=allocation.id)
+                self._reporter.receive(event.id, unsettled=allocation.id)
                 yield from self._hold(event.at, allocation)
             case Drop(allocation_id):
-                self._reporter.receive(event.id, hold=None)
-                yield from self._drop(event.at, allocation_id)
+                yield from self._drop(event.id, allocation_id)
             case _:
                 assert_never(event.command)
 
     def _hold(self, at: float, wanted: HeldAllocation) -> Iterator[Action]:
         claims = self._claims()
         known = claims.get(wanted.id)
-        if wanted.id in self._ending:
+        self._absent.discard(wanted.id)
+        if wanted.id in self._ending or wanted.id in self._failed:
             self._reporter.refuse(wanted.id, "the node is letting go of it")
         elif known is not None and not known.is_same_as(wanted):
             self._reporter.refuse(wanted.id, "the node holds it with other devices")
@@ -369,15 +402,15 @@ class NodeState:
             self._reporter.refuse(wanted.id, obstacle)
         yield from self._flush(at)
 
-    def _drop(self, at: float, allocation_id: str) -> Iterator[Action]:
-        if self._waiting.pop(allocation_id, None) is not None:
-            self._reporter.settle(allocation_id)
+    def _drop(self, command: int, allocation_id: str) -> Iterator[Action]:
+        self._waiting.pop(allocation_id, None)
         if allocation_id in self._claims():
+            self._reporter.receive(command, unsettled=None)
             self._ending.add(allocation_id)
-            yield ReadProcesses()
         else:
-            self._reporter.owe(Part.HELD)  # says it again: the confirmation may be lost
-            yield from self._flush(at)
+            self._reporter.receive(command, unsettled=allocation_id)
+            self._absent.add(allocation_id)
+        yield ReadProcesses()
 
     def _claims(self) -> dict[str, HeldAllocation]:
         """Return what is held and what is about to be, by id."""
@@ -399,7 +432,7 @@ class NodeState:
                 monotonic_seconds=self._now,
                 first_sequence=self._reporter.first_sequence,
                 inventory=self._inventory,
-                held=tuple({**self._reporter.parting, **self._claims()}.values()),
+                held=tuple({**self._reporter.parting, **self._failed, **self._claims()}.values()),
             )
         )
 
@@ -410,7 +443,10 @@ class NodeState:
 
     def _report(self, at: float, samples: tuple[NumberedSample, ...]) -> Iterator[Action]:
         yield from self._reserve_if_low()
-        report = Report(self._inventory, self._held, self._driver, self._processes)
+        claims = self._claims()
+        carried = {id_: claims[id_] for id_ in claims if id_ in self._carried}
+        held = tuple({**self._failed, **carried, **self._durable.held}.values())
+        report = Report(self._inventory, held, self._driver, self._processes)
         self._reporter.add_frame(at, self._now, samples, report)
         yield from self._send_due()
 

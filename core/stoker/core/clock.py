@@ -32,3 +32,18 @@ class SystemClock:
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(max(0.0, seconds))
+
+
+class SteadyClock(SystemClock):
+    """The wall time of the start, carried on by the monotonic clock.
+
+    For a process whose deadlines must not move when an administrator or NTP steps the host's clock:
+    a step forward would end every lease at once, a step back would make old telemetry look fresh.
+    What it dates follows a step only after a restart.
+    """
+
+    def __init__(self) -> None:
+        self._ahead = time.time() - time.monotonic()
+
+    def now(self) -> float:
+        return self._ahead + time.monotonic()

@@ -363,12 +363,46 @@ def test_it_stays_held_while_the_reading_fails_or_the_disk_is_full() -> None:
     assert node.held == set()
 
 
-def test_dropping_what_is_not_held_confirms_again() -> None:
+def test_dropping_what_is_not_held_counts_once_processes_were_read() -> None:
     node = Node().ready()
     node.hold(allocation("b", 1))
+    node.happen(ProcessReadingBegun(node.now))
+    assert node.drop("a") == [ReadProcesses()]
+    node.happen(ProcessesTaken(node.now, node.now, ()))
+    node.tick()
+    assert node.frames[-1].commands_done == 1, "that reading began before the drop"
+    node.read_processes(ProcessSeen("GPU-0", 42, claimed_allocation_id="a"))
+    frame = node.frames[-1]
+    assert held_in(frame) == {"b"}
+    assert frame.processes is not None
+    assert [(p.process.pid, p.allocation_id) for p in frame.processes.processes] == [(42, "")]
+    assert frame.commands_done == 2
+
+
+def test_a_hold_that_failed_after_its_drop_is_told_as_held_until_processes_were_read() -> None:
+    node = Node().ready()
+    node.disk_answers = False
+    node.hold(allocation("a", 0))
+    node.reconnect()
     node.drop("a")
-    assert held_in(node.frames[-1]) == {"b"}
-    assert node.frames[-1].commands_done == 2
+    node.read_processes()
+    assert held_in(node.frames[-1]) == {"a"}
+    assert ReadProcesses() in node.fail_saves()
+    assert held_in(node.frames[-1]) == {"a"}
+    node.read_processes()
+    assert held_in(node.frames[-1]) == set()
+    assert node.frames[-1].processes is not None
+
+
+def test_what_is_being_journaled_since_before_the_stream_is_told_as_held() -> None:
+    node = Node().ready()
+    node.disk_answers = False
+    node.hold(allocation("a", 0))
+    node.reconnect()
+    assert held_in(node.frames[-1]) == {"a"}
+    node.fail_saves()
+    assert held_in(node.frames[-1]) == set()
+    assert [refusal.allocation_id for refusal in node.frames[-1].refusals] == ["a"]
 
 
 def test_a_hold_of_what_is_ending_is_refused() -> None:
@@ -398,6 +432,7 @@ def test_a_command_that_is_under_way_holds_back_the_count_of_later_ones() -> Non
     node.disk_answers = False
     node.hold(allocation("a", 0))
     node.drop("b")
+    node.read_processes()
     assert node.frames[-1].commands_done == 0
     node.answer_saves()
     assert node.frames[-1].commands_done == 2

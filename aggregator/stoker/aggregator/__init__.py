@@ -1,0 +1,1 @@
+"""The aggregator: it knows the fleet, places requests and keeps the ledger."""

@@ -1,0 +1,408 @@
+"""A round of decisions: wishes and due housekeeping in, durable events and replies out.
+
+`Round` tries every wish on a draft of the fleet, in order, so that the second sees what the first
+was given; the control loop then stores the events in one commit and only then sends the replies.
+Nothing here waits or writes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import assert_never
+
+from stoker.aggregator import commands
+from stoker.aggregator import events as e
+from stoker.aggregator.admission import objection
+from stoker.aggregator.fleet import Fleet
+from stoker.aggregator.model import (
+    Allocation,
+    AllocationState,
+    Claim,
+    Device,
+    HeldAllocation,
+    Node,
+    Plan,
+    Refusals,
+    Request,
+)
+from stoker.aggregator.placement import explain, find_place
+from stoker.aggregator.queueing import Hosts, Kept, Shape, kept_ahead_of, shape_of
+from stoker.core.units import format_duration
+
+# A waiting request whose client is gone keeps its place so long, for a client that dials again.
+WAITER_GRACE_SECONDS = 10.0
+# Ended allocations are remembered so long, and not more than so many: for `why`, for retries with
+# the same key, and for agents that come back late.
+REMEMBERED_SECONDS = 86_400.0
+REMEMBERED_MAX = 10_000
+# Forgetting is itself an event, so it is done for many at a time: when so many are too many, or
+# when the oldest is so much too old.
+FORGOTTEN_AT_ONCE = 500
+FORGOTTEN_LATE_SECONDS = 3_600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Allocate:
+    """Grant the request; when that cannot be now and `wait_seconds` is above 0, queue it."""
+
+    request: Request
+    idempotency_key: str = ""
+    wait_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Give the allocation up, or leave the queue; what is over stays as it is."""
+
+    id: str
+    reason: str = "released"
+
+
+@dataclass(frozen=True, slots=True)
+class Cordon:
+    """Place nothing more on the node."""
+
+    node: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Uncordon:
+    """Place on the node again."""
+
+    node: str
+
+
+Wish = Allocate | Release | Cordon | Uncordon
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """The wish holds: the named allocation or node stands as the ledger now says."""
+
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """The request waits under this id."""
+
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The request cannot be placed now."""
+
+    refusals: Refusals
+
+
+@dataclass(frozen=True, slots=True)
+class KeyReused:
+    """The idempotency key stands for another request, the one of this allocation."""
+
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """There is no allocation or node of that name."""
+
+    what: str
+
+
+Reply = Settled | Queued | Refused | KeyReused | Unknown
+
+
+def consider(
+    request: Request, fleet: Fleet, now: float, until: str | None = None, hosts: Hosts | None = None
+) -> Plan | Refusals:
+    """Return where `request` would go at `now`, or why nowhere, with the queue as it stands.
+
+    For a newcomer; with `until` for the waiting allocation of that id. Changes nothing.
+    """
+    view = fleet.view(now)
+    kept = kept_ahead_of(request.priority, fleet.queue(), view, until=until, hosts=hosts)
+    plan = find_place(request, view, kept.nodes)
+    return plan or explain(request, view, kept.nodes, kept.ahead_of(request))
+
+
+def next_due(fleet: Fleet) -> float | None:
+    """Return when `Round.housekeep` has something to do though nothing happens; None: never."""
+    times = [at + WAITER_GRACE_SECONDS for at in fleet.detached_since.values()]
+    deadline = fleet.next_deadline()
+    return min(times if deadline is None else [*times, deadline], default=None)
+
+
+class Round:
+    """One round over a draft; `events` are what is to be stored, in order.
+
+    A round is decided and its events are applied before the next one begins. `hosts` may be kept
+    from round to round, for one and the same fleet.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        now: float,
+        new_id: Callable[[], str],
+        hosts: Hosts | None = None,
+    ) -> None:
+        self._fleet = fleet
+        self._draft = fleet.draft()
+        self._now = now
+        self._new_id = new_id
+        self._hosts = hosts or Hosts()
+        self._kept: dict[int, Kept] = {}  # by the newcomer's priority, for the queue as it stands
+        # Of newcomers, as long as nothing happens: a full fleet refuses many for the same reason.
+        self._refusals: dict[tuple[Shape, int], Refusals] = {}
+        self.events: list[e.DurableEvent] = []
+
+    def wish(self, wish: Wish) -> Reply:
+        """Decide one wish on the draft."""
+        match wish:
+            case Allocate():
+                return self._allocate(wish)
+            case Release(id_, reason):
+                return self._release(id_, reason)
+            case Cordon(node, reason):
+                known = self._draft.nodes.get(node)
+                if known is None:
+                    return Unknown(f"node {node}")
+                if known.cordoned != reason:
+                    self._happen(e.NodeCordoned(self._now, node, reason))
+                return Settled(node)
+            case Uncordon(node):
+                known = self._draft.nodes.get(node)
+                if known is None:
+                    return Unknown(f"node {node}")
+                if known.cordoned is not None:
+                    self._happen(e.NodeUncordoned(self._now, node))
+                return Settled(node)
+            case _:
+                assert_never(wish)
+
+    def housekeep(self, nodes: set[str]) -> None:
+        """Do what is due: leases that ran out, waits that are over, reports of `nodes`, forgetting.
+
+        It goes by what is due in the fleet below, less what this round has settled before.
+        """
+        for id_ in self._fleet.expired(self._now):
+            allocation = self._draft.allocations[id_]
+            if allocation.state is AllocationState.GRANTED:
+                ttl = format_duration(allocation.request.ttl_seconds)
+                reason = f"expired: no keep-alive for {ttl}"
+                self._happen(e.AllocationReleasing(self._now, id_, reason))
+        self._end_waits()
+        for name in sorted(nodes):
+            self._reconcile(name)
+        self._forget()
+
+    def serve_queue(self) -> None:
+        """Grant what now fits, in the queue's order.
+
+        A request without a client on the line is passed by, and what it waits for stays kept.
+        """
+        kept = Kept(self._draft.view(self._now), self._hosts)
+        for waiting in self._draft.queue():
+            request = waiting.request
+            if waiting.id in self._draft.attached and not kept.leaves_nothing_for(request):
+                plan = find_place(request, self._draft.view(self._now), kept.nodes)
+                if plan is not None:
+                    self._grant(waiting.id, request, waiting.idempotency_key, plan, waiting)
+                    continue
+            kept.keep_for(waiting)
+
+    # --- wishes
+
+    def _allocate(self, wish: Allocate) -> Reply:
+        if wish.idempotency_key and wish.idempotency_key in self._draft.keys:
+            known = self._draft.allocations[self._draft.keys[wish.idempotency_key]]
+            if not known.request.is_same_wish(wish.request):
+                return KeyReused(known.id)
+            if known.state is AllocationState.WAITING:
+                return Queued(known.id)
+            return Settled(known.id)
+        request = wish.request
+        kept = self._kept_for_newcomer(request.priority)
+        plan = find_place(request, self._draft.view(self._now), kept.nodes)
+        if plan is not None:
+            id_ = self._new_id()
+            self._grant(id_, request, wish.idempotency_key, plan, None)
+            return Settled(id_)
+        if wish.wait_seconds <= 0:
+            return Refused(self._explain_to_newcomer(request, kept))
+        id_ = self._new_id()
+        wait_until = self._now + wish.wait_seconds
+        self._happen(
+            e.AllocationRequested(self._now, id_, request, wish.idempotency_key, wait_until)
+        )
+        return Queued(id_)
+
+    def _release(self, id_: str, reason: str) -> Reply:
+        known = self._draft.allocations.get(id_)
+        if known is None:
+            return Unknown(f"allocation {id_}")
+        match known.state:
+            case AllocationState.WAITING:
+                self._happen(e.AllocationEnded(self._now, id_, f"cancelled: {reason}"))
+            case AllocationState.GRANTED:
+                self._happen(e.AllocationReleasing(self._now, id_, reason))
+            case AllocationState.RELEASING | AllocationState.ENDED:
+                pass  # releasing twice equals releasing once
+            case _:
+                assert_never(known.state)
+        return Settled(id_)
+
+    def _grant(
+        self, id_: str, request: Request, key: str, plan: Plan, waited: Allocation | None
+    ) -> None:
+        # The draft is the fleet of this instant, so an objection here is a bug of the placement.
+        why_not = objection(plan, self._draft.view(self._now))
+        assert not why_not, f"{plan} for {request}: {why_not}"
+        requested_at = waited.requested_at if waited else self._now
+        self._happen(
+            e.AllocationGranted(self._now, id_, request, key, requested_at, plan.node, plan.devices)
+        )
+
+    def _kept_for_newcomer(self, priority: int) -> Kept:
+        if priority not in self._kept:
+            view = self._draft.view(self._now)
+            queue = self._draft.queue()
+            self._kept[priority] = kept_ahead_of(priority, queue, view, hosts=self._hosts)
+        return self._kept[priority]
+
+    def _explain_to_newcomer(self, request: Request, kept: Kept) -> Refusals:
+        known = (shape_of(request), request.priority)
+        if known not in self._refusals:
+            view = self._draft.view(self._now)
+            ahead = kept.ahead_of(request)
+            self._refusals[known] = explain(request, view, kept.nodes, ahead)
+        return self._refusals[known]
+
+    # --- housekeeping
+
+    def _end_waits(self) -> None:
+        reasons: dict[tuple[Shape, int], str] = {}  # many that wait for the same may end at once
+        for id_ in self._fleet.waited_out(self._now):
+            if id_ not in self._draft.waiting:
+                continue
+            waiting = self._draft.allocations[id_]
+            request = waiting.request
+            shape = (shape_of(request), request.priority)
+            if shape not in reasons:
+                answer = consider(request, self._draft, self._now, id_, self._hosts)
+                reasons[shape] = f": {answer.summary}" if isinstance(answer, Refusals) else ""
+            waited = format_duration(self._now - waiting.requested_at)
+            reason = f"waited {waited} in the queue{reasons[shape]}"
+            self._happen(e.AllocationEnded(self._now, id_, reason))
+        for id_, since in self._fleet.detached_since.items():
+            if id_ in self._draft.waiting and since + WAITER_GRACE_SECONDS <= self._now:
+                self._happen(e.AllocationEnded(self._now, id_, "cancelled: its client went away"))
+
+    def _reconcile(self, name: str) -> None:
+        """Compare what the node reported with what the ledger grants on it."""
+        node = self._draft.nodes.get(name)
+        status = self._draft.status(name)
+        if node is None or status.session == 0 or status.held is None:
+            return
+        held, sent = status.held, self._draft.sent.get(name, {})
+        for allocation in self._draft.allocations_on(name).values():
+            if allocation.state is AllocationState.RELEASING:
+                if commands.has_let_go(allocation.id, held, sent, status.commands_done):
+                    self._happen(e.AllocationEnded(self._now, allocation.id, allocation.reason))
+            elif status.refusals is not None and allocation.id in status.refusals:
+                reason = f"refused by node {name}: {status.refusals[allocation.id]}"
+                self._happen(e.AllocationReleasing(self._now, allocation.id, reason))
+        for allocation in self._draft.granted_under_former_name(name):
+            if allocation.state is AllocationState.GRANTED:
+                reason = f"its node {allocation.node} is called {name} now"
+                self._happen(e.AllocationReleasing(self._now, allocation.id, reason))
+        for one in held.values():
+            if one.id not in sent:  # otherwise it was told already to let go of it
+                self._adopt(node, one)
+
+    def _adopt(self, node: Node, held: HeldAllocation) -> None:
+        """Take over what a node holds and the ledger does not know, unless its GPUs are taken.
+
+        Of a restored database the ledger may know it as still waiting; then it is granted.
+        """
+        known = self._draft.allocations.get(held.id)
+        if known is not None and known.state is not AllocationState.WAITING:
+            return
+        devices = self._devices_of(held, node)
+        if devices is None:
+            return  # the difference of wanted and held then tells the node to drop it
+        name = node.facts.name
+        if known is not None:
+            self._happen(
+                e.AllocationGranted(
+                    self._now,
+                    known.id,
+                    known.request,
+                    known.idempotency_key,
+                    known.requested_at,
+                    name,
+                    devices,
+                )
+            )
+            return
+        request = Request(
+            gpus=len(devices),
+            holder=held.holder,
+            ttl_seconds=held.ttl_seconds,
+            memory_bytes=held.memory_bytes,
+        )
+        self._happen(e.AllocationAdopted(self._now, held.id, request, name, devices))
+
+    def _devices_of(self, held: HeldAllocation, node: Node) -> tuple[Device, ...] | None:
+        """Return what the node holds as devices; None when they are not there or not free."""
+        gpus = {gpu.uuid: gpu for gpu in node.facts.gpus}
+        is_whole = held.memory_bytes is None
+        if not held.gpu_uuids or len(set(held.gpu_uuids)) < len(held.gpu_uuids):
+            return None
+        if held.memory_bytes is not None and (held.memory_bytes <= 0 or len(held.gpu_uuids) > 1):
+            return None
+        devices: list[Device] = []
+        for uuid in held.gpu_uuids:
+            gpu = gpus.get(uuid)
+            claims = self._draft.claims.get(uuid, ())
+            if gpu is None or not _has_room(claims, held.memory_bytes, gpu.memory_total_bytes):
+                return None
+            share = gpu.memory_total_bytes if held.memory_bytes is None else held.memory_bytes
+            devices.append(Device(uuid, gpu.model, gpu.index, share, exclusive=is_whole))
+        return tuple(devices)
+
+    def _forget(self) -> None:
+        ended = self._fleet.ended
+        if not ended or next(iter(ended)) not in self._draft.ended:
+            return
+        surplus = len(ended) - REMEMBERED_MAX
+        too_old = self._now - REMEMBERED_SECONDS
+        oldest = next(iter(ended.values()))
+        if surplus < FORGOTTEN_AT_ONCE and oldest > too_old - FORGOTTEN_LATE_SECONDS:
+            return
+        due: list[str] = []
+        for id_, ended_at in ended.items():
+            if len(due) >= surplus and ended_at > too_old:
+                break
+            due.append(id_)
+        self._happen(e.AllocationsForgotten(self._now, tuple(due)))
+
+    def _happen(self, event: e.DurableEvent) -> None:
+        was_waiting = len(self._draft.waiting)
+        self._draft.apply(event, self._draft.version + 1)
+        self.events.append(event)
+        self._refusals.clear()
+        if len(self._draft.waiting) != was_waiting:
+            self._kept.clear()
+
+
+def _has_room(claims: tuple[Claim, ...], memory_bytes: int | None, total_bytes: int) -> bool:
+    if memory_bytes is None:
+        return not claims
+    taken = 0
+    for claim in claims:
+        if claim.memory_bytes is None:
+            return False
+        taken += claim.memory_bytes
+    return taken + memory_bytes <= total_bytes

@@ -1,0 +1,90 @@
+"""What may be said at the aggregator's doors: the largest sizes, and checks of single fields."""
+
+import math
+import re
+from collections.abc import Mapping
+
+from stoker.core.units import BYTES_MAX
+
+NAME_BYTES_MAX = 253
+TEXT_BYTES_MAX = 256
+ID_BYTES_MAX = 128
+REASON_BYTES_MAX = 1024
+LABELS_MAX = 64
+LABEL_KEY_BYTES_MAX = 63
+TTL_SECONDS_MAX = 31_536_000.0  # a year
+WAIT_SECONDS_MAX = 2_592_000.0  # 30 days
+RELEASE_WAIT_SECONDS_MAX = 60.0
+PRIORITY_MAX = 1_000_000
+GPUS_MAX = 1024
+INTERVAL_SECONDS_MAX = 3600.0
+
+# With underscores, which the names of hosts have although DNS forbids them.
+_DNS_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?", re.ASCII)
+_SHOWN_MAX = 60
+
+
+class Malformed(Exception):
+    """A field that cannot be; `field` is its path in the message, `problem` a sentence about it."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field}: {problem}")
+        self.field = field
+        self.problem = problem
+
+
+def text(value: str, field: str, bytes_max: int = TEXT_BYTES_MAX, *, required: bool = False) -> str:
+    """Return `value` when it is short enough, printable, and there when `required`."""
+    if required and not value:
+        raise Malformed(field, "must not be empty")
+    if len(value) * 4 > bytes_max and len(value.encode()) > bytes_max:
+        raise Malformed(field, f"at most {bytes_max} bytes, found {len(value.encode())}")
+    if not value.isprintable():
+        raise Malformed(field, f"must be printable text, found {shown(value)}")
+    return value
+
+
+def dns_name(value: str, field: str) -> str:
+    """Return `value` when it is a host's name: letters, digits, dots, underscores and hyphens."""
+    text(value, field, NAME_BYTES_MAX, required=True)
+    if _DNS_NAME.fullmatch(value) is None:
+        raise Malformed(field, f"must be letters, digits, '.', '_' and '-', found {shown(value)}")
+    return value
+
+
+def number(value: float, field: str, low: float, high: float) -> float:
+    """Return `value` when it is a number from `low` to `high`."""
+    if not low <= value <= high:  # also where it is not a number at all
+        raise Malformed(field, f"must be from {low:,.10g} to {high:,.10g}, found {value:,.10g}")
+    return value
+
+
+def finite(value: float, field: str) -> float:
+    """Return `value` when it is neither infinite nor "not a number"."""
+    if not math.isfinite(value):
+        raise Malformed(field, f"must be a finite number, found {value}")
+    return value
+
+
+def size(value: int, field: str) -> int:
+    """Return `value` when it is a number of bytes above zero that fits a signed field."""
+    if not 0 < value <= BYTES_MAX:
+        raise Malformed(field, f"must be from 1 to {BYTES_MAX} bytes, found {value}")
+    return value
+
+
+def labels(value: Mapping[str, str], field: str) -> dict[str, str] | None:
+    """Return a copy when they are few and short enough; None when there are none."""
+    if not value:
+        return None
+    if len(value) > LABELS_MAX:
+        raise Malformed(field, f"at most {LABELS_MAX} entries, found {len(value)}")
+    for key, each in value.items():
+        text(key, f"{field} key", LABEL_KEY_BYTES_MAX, required=True)
+        text(each, f"{field}[{shown(key)}]", TEXT_BYTES_MAX)
+    return dict(value)
+
+
+def shown(value: str) -> str:
+    """Return the text quoted and cut, so that a hostile value cannot flood a log."""
+    return repr(value if len(value) <= _SHOWN_MAX else value[: _SHOWN_MAX - 3] + "...")

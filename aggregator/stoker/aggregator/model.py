@@ -1,0 +1,322 @@
+"""The aggregator's words as values: nodes, GPUs, allocations, and what a node last reported."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from stoker.core.units import format_bytes
+
+
+class AllocationState(StrEnum):
+    """The life of an allocation; TRANSITIONS says which step may follow which."""
+
+    WAITING = "waiting"  # in the queue, holds nothing
+    GRANTED = "granted"  # holds its devices; durable since before it was acknowledged
+    RELEASING = "releasing"  # given up; the node has not yet confirmed that it let go
+    ENDED = "ended"  # over, its devices are free
+
+
+# from -> {to: the events that take it there}; None: it does not exist yet. Ended allocations are
+# forgotten in the end. docs/architecture.md draws its diagram from this table.
+TRANSITIONS: Mapping[AllocationState | None, Mapping[AllocationState, tuple[str, ...]]] = {
+    None: {
+        AllocationState.WAITING: ("AllocationRequested",),
+        AllocationState.GRANTED: ("AllocationGranted", "AllocationAdopted"),
+    },
+    AllocationState.WAITING: {
+        AllocationState.GRANTED: ("AllocationGranted",),
+        AllocationState.ENDED: ("AllocationEnded",),
+    },
+    AllocationState.GRANTED: {AllocationState.RELEASING: ("AllocationReleasing",)},
+    AllocationState.RELEASING: {AllocationState.ENDED: ("AllocationEnded",)},
+    AllocationState.ENDED: {},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a client asks for; `wire` makes it from the message and refuses what is out of range."""
+
+    gpus: int  # whole GPUs on one node; 1 for a share
+    holder: str
+    ttl_seconds: float
+    memory_bytes: int | None = None  # a share of one GPU; None: whole GPUs, exclusive
+    model: str | None = None
+    pool: str | None = None
+    node: str | None = None
+    host_boot_id: str | None = None  # only nodes under this kernel boot: the caller's own host
+    labels: Mapping[str, str] | None = None
+    priority: int = 0
+
+    def __post_init__(self) -> None:
+        if self.gpus < 1:
+            raise ValueError(f"a request for {self.gpus} GPUs")
+        if self.memory_bytes is not None and (self.memory_bytes < 1 or self.gpus > 1):
+            raise ValueError(f"a request for {self.memory_bytes} bytes of {self.gpus} GPUs")
+
+    @property
+    def is_share(self) -> bool:
+        """Whether it is for a part of one GPU."""
+        return self.memory_bytes is not None
+
+    def is_same_wish(self, other: "Request") -> bool:
+        """Whether both ask for the same; no labels and empty labels are the same."""
+        mine, theirs = replace(self, labels=None), replace(other, labels=None)
+        return mine == theirs and dict(self.labels or {}) == dict(other.labels or {})
+
+    def described(self) -> str:
+        """Return the wish in a few words: `2 x H100-80GB` or `20 GiB of one GPU`."""
+        model = self.model or "GPU"
+        if self.memory_bytes is not None:
+            return f"{format_bytes(self.memory_bytes)} of one {model}"
+        return f"{self.gpus} x {model}"
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One GPU, or a share of it, that an allocation holds."""
+
+    uuid: str
+    model: str
+    index: int
+    memory_bytes: int  # its share, or all of the GPU's memory
+    exclusive: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """A lease of whole GPUs or of a share, from the moment it is asked for.
+
+    When it expires is not here: keep-alives are not durable (see `Fleet.expires_at`).
+    """
+
+    id: str
+    state: AllocationState
+    request: Request
+    requested_at: float
+    version: int  # resource version of its last change
+    idempotency_key: str = ""
+    wait_until: float | None = None  # while waiting: when it gives up
+    node: str = ""
+    devices: tuple[Device, ...] = ()
+    granted_at: float | None = None
+    ended_at: float | None = None
+    reason: str = ""  # why it is being given up, or ended
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """What does not change while a GPU is in its slot."""
+
+    uuid: str
+    model: str  # NVML's product name
+    index: int  # position in PCI order
+    memory_total_bytes: int
+    number: int = 0  # the agent's short number in frames
+    pci_bus_id: str = ""
+    serial: str = ""
+    compute_capability: str = ""
+    power_limit_watts: float | None = None
+    minor_number: int | None = None
+    vbios_version: str = ""
+    mig_enabled: bool | None = None  # None: the card has no MIG mode
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFacts:
+    """What an agent says of its node at hello; durable, so that a restart knows the fleet."""
+
+    name: str
+    incarnation: str
+    boot_id: str
+    agent_version: str
+    simulated: bool
+    pool: str = ""
+    labels: Mapping[str, str] | None = None
+    interval_seconds: float = 1.0
+    driver_version: str = ""
+    cuda_version: str = ""
+    gpus: tuple[Gpu, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A node as the ledger knows it."""
+
+    facts: NodeFacts
+    registered_at: float
+    version: int
+    cordoned: str | None = None  # the operator's reason; None: not cordoned
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What one allocation takes of one GPU, from the grant until its node has let go."""
+
+    allocation_id: str
+    memory_bytes: int | None  # None: the whole GPU
+
+
+@dataclass(frozen=True, slots=True)
+class GpuSample:
+    """One GPU at one instant; None is "not read" or "not supported", never zero.
+
+    A GPU that could not be read at all has a sample without any fact.
+    """
+
+    memory_used_bytes: int | None = None
+    memory_reserved_bytes: int | None = None
+    utilization_ratio: float | None = None
+    memory_utilization_ratio: float | None = None
+    temperature_celsius: float | None = None
+    power_watts: float | None = None
+    energy_joules: float | None = None
+    sm_clock_hertz: int | None = None
+    memory_clock_hertz: int | None = None
+    at: float = 0.0  # on the aggregator's clock
+
+    @property
+    def is_read(self) -> bool:
+        """Whether the card told anything at all."""
+        return (
+            self.memory_used_bytes is not None
+            or self.utilization_ratio is not None
+            or self.temperature_celsius is not None
+            or self.power_watts is not None
+            or self.memory_reserved_bytes is not None
+            or self.memory_utilization_ratio is not None
+            or self.energy_joules is not None
+            or self.sm_clock_hertz is not None
+            or self.memory_clock_hertz is not None
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A process with a context on a GPU."""
+
+    gpu_uuid: str
+    pid: int
+    user: str = ""  # empty: cannot be seen
+    command: str = ""
+    memory_used_bytes: int | None = None
+    allocation_id: str = ""  # empty: the agent found it to be nobody's of ours
+    started_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HeldAllocation:
+    """An allocation as a node reports to hold it."""
+
+    id: str
+    gpu_uuids: tuple[str, ...]
+    memory_bytes: int | None
+    holder: str
+    ttl_seconds: float
+    held_since: float
+
+
+class DriverState(StrEnum):
+    """What the agent says of its driver host."""
+
+    STARTING = "starting"
+    READING = "reading"
+    BLOCKED = "blocked"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessTable:
+    """The processes on a node's GPUs at one instant."""
+
+    started_at: float  # node's clock
+    processes: tuple[Process, ...]
+    unread_gpu_uuids: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class HoldRefusal:
+    """The node cannot hold what it was told to hold."""
+
+    allocation_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One numbered report of an agent. None: not in this frame, so not changed or not read."""
+
+    sequence: int  # rising within one incarnation of the agent's journal
+    at: float  # node's wall clock
+    monotonic_seconds: float
+    commands_done: int = 0
+    samples: Mapping[str, GpuSample] | None = None  # by UUID
+    processes: ProcessTable | None = None
+    held: tuple[HeldAllocation, ...] | None = None
+    refusals: tuple[HoldRefusal, ...] = ()
+    facts: NodeFacts | None = None  # the inventory changed
+    driver: DriverState | None = None
+    driver_reason: str = ""
+    frames_dropped: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStatus:
+    """What a node last reported; volatile, gone with the aggregator's process."""
+
+    session: int = 0  # which stream; 0: not connected
+    disconnected_reason: str = "its agent has not connected since the aggregator started"
+    last_frame_at: float | None = None  # aggregator's clock
+    last_sample_at: float | None = None  # aggregator's clock, never later than arrival
+    samples: Mapping[str, GpuSample] | None = None
+    processes: ProcessTable | None = None  # None: not known yet
+    held: Mapping[str, HeldAllocation] | None = None  # None: not known yet
+    refusals: Mapping[str, str] | None = None  # allocation id -> why the node cannot hold it
+    commands_done: int = 0
+    driver: DriverState = DriverState.STARTING
+    driver_reason: str = ""
+    frames_dropped: int = 0
+    acked_sequence: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why one node cannot host a request: the filter that said no, what it wanted and found."""
+
+    node: str
+    filter: str  # stable name for programs
+    reason: str  # one sentence for a person
+    wanted: str = ""
+    found: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusals:
+    """Why a request cannot be placed now."""
+
+    summary: str
+    nodes: tuple[Refusal, ...]
+    ahead: int = 0  # requests in the queue before it that compete for the same nodes
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Where a request would go."""
+
+    node: str
+    devices: tuple[Device, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """Told to a node: hold this allocation, or let go of it."""
+
+    id: int  # rising within one stream
+    allocation_id: str
+    hold: HeldAllocation | None  # None: drop
+    reason: str = ""
+
+    @property
+    def is_hold(self) -> bool:
+        """Whether the node shall hold the allocation; otherwise it shall let go of it."""
+        return self.hold is not None

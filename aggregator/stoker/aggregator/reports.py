@@ -1,0 +1,98 @@
+"""What a node last reported, after one more report."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+
+from stoker.aggregator.events import AgentConnected, FrameArrived
+from stoker.aggregator.model import Frame, GpuSample, NodeStatus, ProcessTable
+
+
+def after_connect(before: NodeStatus, event: AgentConnected) -> NodeStatus:
+    """Return the status at the beginning of a stream.
+
+    Of the last stream only telemetry still holds, as it tells its own age. Processes and driver are
+    not known until a frame of this stream tells them: meanwhile the host may have been rebooted.
+    """
+    return NodeStatus(
+        session=event.session,
+        disconnected_reason="",
+        last_frame_at=before.last_frame_at,
+        last_sample_at=before.last_sample_at,
+        samples=before.samples,
+        held={held.id: held for held in event.held},
+        acked_sequence=event.acked_sequence,
+    )
+
+
+def after_frame(before: NodeStatus, event: FrameArrived, tenants: Collection[str]) -> NodeStatus:
+    """Return the status with what the frame tells; what it leaves out has not changed.
+
+    Refusals are kept for `tenants` (what the ledger wants of the node) and matter to nobody else.
+    """
+    frame = event.frame
+    samples, sampled_at = before.samples, before.last_sample_at
+    if frame.samples is not None and event.sampled_at >= (sampled_at or 0.0):
+        samples, sampled_at = frame.samples, min(event.sampled_at, event.at)
+    refusals = before.refusals
+    if frame.refusals:
+        known = {**(refusals or {}), **{r.allocation_id: r.reason for r in frame.refusals}}
+        refusals = {id_: known[id_] for id_ in tenants if id_ in known}
+    has_driver = frame.driver is not None
+    return replace(
+        before,
+        last_frame_at=event.at,
+        last_sample_at=sampled_at,
+        samples=samples,
+        processes=before.processes if frame.processes is None else frame.processes,
+        held=before.held if frame.held is None else {held.id: held for held in frame.held},
+        refusals=refusals,
+        commands_done=max(before.commands_done, frame.commands_done),
+        driver=before.driver if frame.driver is None else frame.driver,
+        driver_reason=frame.driver_reason if has_driver else before.driver_reason,
+        frames_dropped=frame.frames_dropped,
+        acked_sequence=frame.sequence,
+    )
+
+
+def tells_of_allocations(before: NodeStatus, frame: Frame) -> bool:
+    """Whether the frame tells something new of what the node holds."""
+    return (
+        frame.held is not None or bool(frame.refusals) or frame.commands_done > before.commands_done
+    )
+
+
+def changes_placement(before: NodeStatus, after: NodeStatus) -> bool:
+    """Whether something other than time decides differently where a request can go."""
+    return (
+        after.held is not before.held
+        or (after.driver, after.driver_reason) != (before.driver, before.driver_reason)
+        or not _are_same_processes(after.processes, before.processes)
+        or not _are_same_gpus(after.samples, before.samples)
+    )
+
+
+def _are_same_processes(one: ProcessTable | None, other: ProcessTable | None) -> bool:
+    if one is other:
+        return True
+    if one is None or other is None:
+        return False
+    return (one.processes, one.unread_gpu_uuids) == (other.processes, other.unread_gpu_uuids)
+
+
+def _are_same_gpus(
+    one: Mapping[str, GpuSample] | None, other: Mapping[str, GpuSample] | None
+) -> bool:
+    """Whether the same GPUs could be read, and the driver keeps as much of each for itself."""
+    if one is other:
+        return True
+    if one is None or other is None or len(one) != len(other):
+        return False
+    for uuid, sample in one.items():
+        earlier = other.get(uuid)
+        if (
+            earlier is None
+            or earlier.memory_reserved_bytes != sample.memory_reserved_bytes
+            or earlier.is_read != sample.is_read
+        ):
+            return False
+    return True

@@ -1,0 +1,164 @@
+"""The fleet as deciders see it: immutable values made from registered facts, claims and reports."""
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import assert_never
+
+from stoker.aggregator.model import Claim, DriverState, Gpu, Node, NodeStatus, Process
+from stoker.aggregator.scoring import share_score
+
+_NAMED_MAX = 3  # how many of a kind a sentence names
+
+
+@dataclass(frozen=True, slots=True)
+class GpuView:
+    """One GPU as placement sees it; `view_gpu` makes it."""
+
+    gpu: Gpu
+    claims: tuple[Claim, ...]
+    foreign: tuple[Process, ...]  # processes on it that are none of ours
+    strays: tuple[str, ...]  # ids that the node holds it for, and the ledger does not
+    is_read: bool  # the newest sample told something of it
+    processes_known: bool  # the newest process table has it
+    reserved_bytes: int  # kept by the driver
+    is_free: bool  # a whole-GPU request could take it
+    room_bytes: int  # a share could take: total less the driver's, all shares, foreign processes
+
+    @property
+    def share_score(self) -> tuple[bool, int]:
+        """How well a share fits on it, if at all; lower is better."""
+        return share_score(bool(self.claims), self.room_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeView:
+    """One node as placement sees it; freshness is apart, in `FleetView.fresh_until`."""
+
+    node: Node
+    connected: bool
+    driver: DriverState
+    problem: str  # why nothing at all can be placed, apart from staleness and cordon; empty: none
+    gpus: tuple[GpuView, ...]
+    free_gpus: int
+    free_by_model: Mapping[str, int]  # of every model that the node has
+    room_bytes_max: int  # the largest share that one of its GPUs can take
+    tightest_first: tuple[GpuView, ...]  # by `share_score`
+
+    @property
+    def name(self) -> str:
+        """The node's name, unique in the fleet."""
+        return self.node.facts.name
+
+
+@dataclass(frozen=True, slots=True)
+class FleetView:
+    """What `place` decides on. Valid until the next event is applied."""
+
+    now: float
+    nodes: Mapping[str, NodeView]
+    fresh_until: Mapping[str, float]
+    # Rises when other nodes than before could host a request once they were free.
+    hosts_version: int = 0
+
+
+def view_node(node: Node, claims: Mapping[str, tuple[Claim, ...]], status: NodeStatus) -> NodeView:
+    """Return the node as placement sees it; `claims` is by GPU UUID."""
+    holds: dict[str, list[str]] = {}
+    for held in (status.held or {}).values():
+        for uuid in held.gpu_uuids:
+            holds.setdefault(uuid, []).append(held.id)
+    gpus = tuple(
+        view_gpu(gpu, claims.get(gpu.uuid, ()), holds.get(gpu.uuid, ()), status)
+        for gpu in node.facts.gpus
+    )
+    free: Counter[str] = Counter()
+    for gpu in gpus:
+        free[gpu.gpu.model] += gpu.is_free
+    return NodeView(
+        node=node,
+        connected=status.session != 0,
+        driver=status.driver,
+        problem=_problem(status),
+        gpus=gpus,
+        free_gpus=free.total(),
+        free_by_model=free,
+        room_bytes_max=max((gpu.room_bytes for gpu in gpus), default=0),
+        tightest_first=tuple(sorted(gpus, key=lambda gpu: gpu.share_score)),
+    )
+
+
+def view_gpu(
+    gpu: Gpu, claims: tuple[Claim, ...], held_for: Collection[str], status: NodeStatus
+) -> GpuView:
+    """Return the GPU as placement sees it; `held_for` are the allocations its node holds it for.
+
+    A process is foreign unless it belongs to an allocation that has this GPU. What the node holds
+    and the ledger does not know is adopted or dropped; until then nobody else gets the GPU.
+    """
+    sample = (status.samples or {}).get(gpu.uuid)
+    reserved = sample.memory_reserved_bytes or 0 if sample else 0
+    ours = {claim.allocation_id for claim in claims}
+    table = status.processes
+    processes = table.processes if table else ()
+    foreign = tuple(p for p in processes if p.gpu_uuid == gpu.uuid and p.allocation_id not in ours)
+    is_read = sample is not None and sample.is_read
+    known = table is not None and gpu.uuid not in table.unread_gpu_uuids
+    strays = tuple(id_ for id_ in held_for if id_ not in ours)
+    # With MIG on, a card gives nothing but its instances: the whole card runs no program.
+    is_usable = is_read and known and not strays and not gpu.mig_enabled
+    return GpuView(
+        gpu=gpu,
+        claims=claims,
+        foreign=foreign,
+        strays=strays,
+        is_read=is_read,
+        processes_known=known,
+        reserved_bytes=reserved,
+        is_free=is_usable and not claims and not foreign,
+        room_bytes=_room(gpu, claims, foreign, reserved) if is_usable else 0,
+    )
+
+
+def describe_foreign(processes: Iterable[Process]) -> str:
+    """Return the holders by PID, user and command, the first few of them named."""
+    shown = [
+        f"PID {p.pid} ({', '.join(x for x in (p.user, p.command) if x) or 'its owner is hidden'})"
+        for p in processes
+    ]
+    return name_some(shown)
+
+
+def name_some(names: list[str]) -> str:
+    """Return the names for a sentence, the first few of them and how many more there are."""
+    more = f" and {len(names) - _NAMED_MAX} more" if len(names) > _NAMED_MAX else ""
+    return ", ".join(names[:_NAMED_MAX]) + more
+
+
+def _room(
+    gpu: Gpu, claims: tuple[Claim, ...], foreign: tuple[Process, ...], reserved_bytes: int
+) -> int:
+    taken = reserved_bytes
+    for claim in claims:
+        if claim.memory_bytes is None:
+            return 0  # held whole
+        taken += claim.memory_bytes
+    for process in foreign:
+        if process.memory_used_bytes is None:
+            return 0  # nobody knows how much is left
+        taken += process.memory_used_bytes
+    return max(0, gpu.memory_total_bytes - taken)
+
+
+def _problem(status: NodeStatus) -> str:
+    if status.session == 0:
+        return f"disconnected: {status.disconnected_reason}"
+    match status.driver:
+        case DriverState.READING:
+            return ""
+        case DriverState.STARTING:
+            return "its driver has not been read yet"
+        case DriverState.BLOCKED | DriverState.FAILED:
+            return f"driver {status.driver}: {status.driver_reason}"
+        case _:
+            assert_never(status.driver)

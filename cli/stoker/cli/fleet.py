@@ -1,0 +1,112 @@
+"""The verbs that look at the fleet and change it in one call: status, why, release, cordon."""
+
+import time
+from typing import Any
+
+import click
+
+from stoker.cli import documents, render
+from stoker.cli.ordering import in_order
+from stoker.cli.settings import Settings, fleet_options
+from stoker.cli.text import as_json, document, one_line
+from stoker.cli.wishes import wish_of, wish_options
+from stoker.client import AllocationState, Node
+from stoker.client.channel import RELEASE_WAIT_SECONDS
+from stoker.client.environment import default_holder
+
+
+@click.command()
+@fleet_options
+@click.option("--all", "include_ended", is_flag=True, help="Show ended allocations too.")
+@click.pass_obj
+def status(settings: Settings, include_ended: bool) -> None:
+    """Show nodes, GPUs and allocations."""
+    with settings.connect() as fleet:
+        nodes = in_order(fleet.nodes())
+        allocations = fleet.allocations(include_ended=include_ended).allocations
+    if settings.json:
+        print(as_json(documents.status(nodes, allocations)))
+        return
+    render.show(render.status(nodes, allocations, fleet.address, time.time()))
+
+
+@click.command()
+@fleet_options
+@wish_options
+@click.argument("allocation_id", metavar="[ID]", required=False)
+@click.pass_obj
+def why(settings: Settings, /, allocation_id: str | None, **options: Any) -> None:
+    """Explain why allocation ID waits, or what would come of a request now.
+
+    A request is described by the options of `alloc`. Nothing is allocated.
+    """
+    wish = wish_of(options)
+    if allocation_id and wish:
+        raise click.UsageError(f"wanted an ID or a request, found {allocation_id} and options")
+    if not allocation_id and not wish:
+        raise click.UsageError("wanted the ID of an allocation, or a request such as --gpus 2")
+    with settings.connect() as fleet:
+        found = fleet.explain(allocation_id) if allocation_id else fleet.explain_request(**wish)
+    if settings.json:
+        print(as_json(document(found)))
+    else:
+        render.show(render.explanation(found))
+
+
+@click.command()
+@fleet_options
+@click.option("--reason", metavar="TEXT", help="Kept in the history; else who released it.")
+@click.option(
+    "--wait",
+    default=f"{RELEASE_WAIT_SECONDS:g}s",
+    show_default=True,
+    metavar="DURATION",
+    help="How long to wait for the node to let go.",
+)
+@click.argument("allocation_ids", metavar="ID...", nargs=-1, required=True)
+@click.pass_obj
+def release(
+    settings: Settings, allocation_ids: tuple[str, ...], reason: str | None, wait: str
+) -> None:
+    """Give allocations back, or leave the queue."""
+    said = reason or f"released by {default_holder()}"
+    released: list[Any] = []
+    with settings.connect() as fleet:
+        for each in allocation_ids:
+            answer = fleet.release(each, reason=said, wait=wait)
+            released.append(documents.allocation(answer))
+            if not settings.json:
+                is_over = answer.state is AllocationState.ENDED
+                found = "released" if is_over else f"{answer.state}: {answer.node} has not let go"
+                print(f"{one_line(answer.id)} {one_line(found)}")
+    if settings.json:
+        print(as_json({"allocations": released}))
+
+
+@click.command()
+@fleet_options
+@click.option("--reason", required=True, metavar="TEXT", help="Shown in every refusal.")
+@click.argument("node")
+@click.pass_obj
+def cordon(settings: Settings, node: str, reason: str) -> None:
+    """Let nothing new go to NODE; what it holds stays."""
+    with settings.connect() as fleet:
+        _print_node(settings, fleet.cordon(node, reason))
+
+
+@click.command()
+@fleet_options
+@click.argument("node")
+@click.pass_obj
+def uncordon(settings: Settings, node: str) -> None:
+    """Let allocations go to NODE again."""
+    with settings.connect() as fleet:
+        _print_node(settings, fleet.uncordon(node))
+
+
+def _print_node(settings: Settings, node: Node) -> None:
+    if settings.json:
+        print(as_json(document(node)))
+        return
+    now = "not cordoned" if node.cordoned is None else f"cordoned: {node.cordoned}"
+    print(one_line(f"{node.name} {now}"))

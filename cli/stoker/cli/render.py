@@ -1,0 +1,302 @@
+"""Values as tables for people: the fleet, an allocation, an explanation. Nothing here prints."""
+
+import sys
+from collections.abc import Iterable, Sequence
+from typing import TextIO
+
+from rich.console import Console, Group, RenderableType
+from rich.text import Text
+
+from stoker.cli.columns import Columns
+from stoker.cli.text import one_line
+from stoker.client import Allocation, Explanation, Gpu, Node, Nodes, NodeState, Request
+from stoker.core.units import format_bytes, format_duration
+
+ABSENT = "-"
+_STATE_STYLES = {
+    NodeState.READY: "green",
+    NodeState.STALE: "yellow",
+    NodeState.DISCONNECTED: "red",
+}
+# Wide enough that nothing folds where no terminal sets a width: a line is then a record.
+_WIDTH_WITHOUT_TERMINAL = 10_000
+
+
+def console(stream: TextIO | None = None, width: int | None = None) -> Console:
+    """Return where renderables are printed, else standard output; foreign text is no markup."""
+    file = sys.stdout if stream is None else stream
+    wide = None if file.isatty() else _WIDTH_WITHOUT_TERMINAL
+    return Console(file=file, width=width or wide, markup=False, highlight=False, emoji=False)
+
+
+def show(shown: RenderableType, where: Console | None = None) -> None:
+    """Print, without the blanks with which tables end their lines."""
+    where = where or console()
+    with where.capture() as captured:
+        where.print(shown, crop=False)
+    lines = [line.rstrip() for line in captured.get().splitlines()]
+    where.file.write("\n".join(lines) + "\n")
+    where.file.flush()
+
+
+# --- the fleet
+
+
+def status(
+    nodes: Nodes, allocations: Sequence[Allocation], address: str, now: float
+) -> RenderableType:
+    """Return the fleet as three tables: nodes, GPUs, allocations."""
+    parts: list[RenderableType] = [_headline(nodes, allocations, address)]
+    if nodes.nodes:
+        parts += ["", _node_table(nodes.nodes, now), "", gpu_table(nodes.nodes)]
+    if allocations:
+        parts += ["", _allocation_table(allocations, now)]
+    return Group(*parts)
+
+
+def _headline(nodes: Nodes, allocations: Sequence[Allocation], address: str) -> Text:
+    gpus = [gpu for node in nodes.nodes for gpu in node.gpus]
+    taken = sum(bool(gpu.allocation_ids) for gpu in gpus)
+    waiting = sum(each.queue_position is not None for each in allocations)
+    counts = [
+        _counted(len(nodes.nodes), "node"),
+        f"{_counted(len(gpus), 'GPU')}, {taken} allocated",
+        f"{waiting} waiting",
+    ]
+    simulated = sum(node.simulated for node in nodes.nodes)
+    if simulated:
+        counts.append(f"{_counted(simulated, 'node')} SIMULATED")
+    return Text(f"{address} (stoker {nodes.aggregator_version}): {'; '.join(counts)}")
+
+
+def _node_table(nodes: Iterable[Node], now: float) -> Columns:
+    table = Columns(
+        ("NODE", "STATE", "GPUS", "POOL", "DRIVER", "SAMPLE", "NOTE"),
+        prose="NOTE",
+        dispensable=("DRIVER", "POOL", "SAMPLE", "GPUS"),
+    )
+    for node in nodes:
+        table.add(
+            _text(node.name),
+            _text(node.state, _STATE_STYLES.get(node.state, "")),
+            _text(_gpu_counts(node)),
+            _text(node.pool or ABSENT),
+            _text(node.driver_version or ABSENT),
+            _text(_ago(node.last_sample_at, now)),
+            _note(node),
+        )
+    return table
+
+
+def _gpu_counts(node: Node) -> str:
+    counts: dict[str, int] = {}
+    for gpu in node.gpus:
+        counts[gpu.model] = counts.get(gpu.model, 0) + 1
+    return ", ".join(f"{count} x {model}" for model, count in counts.items()) or "none"
+
+
+def _note(node: Node) -> Text:
+    note = Text()
+    parts: list[tuple[str, str]] = []
+    if node.simulated:
+        parts.append(("SIMULATED", "bold magenta"))
+    if node.cordoned is not None:
+        parts.append((f"cordoned: {node.cordoned}", "yellow"))
+    if node.state_reason:
+        parts.append((node.state_reason, ""))
+    for number, (part, style) in enumerate(parts):
+        note.append("; " if number else "")
+        note.append_text(_text(part, style))
+    return note
+
+
+def gpu_table(nodes: Iterable[Node], rows_max: int | None = None) -> Columns:
+    """Return a line for each GPU, the first `rows_max` of them."""
+    table = Columns(
+        ("NODE", "GPU", "MODEL", "MEMORY", "UTIL", "TEMP", "POWER", "HELD BY", "UUID"),
+        numbers=("GPU", "MEMORY", "UTIL", "TEMP", "POWER"),
+        dispensable=("UUID", "MODEL", "POWER", "TEMP", "HELD BY"),
+    )
+    rows = [(node, gpu) for node in nodes for gpu in node.gpus]
+    for node, gpu in rows[:rows_max]:
+        table.add(
+            _text(node.name),
+            _text(str(gpu.index)),
+            _text(gpu.model + (" SIMULATED" if node.simulated else "")),
+            _text(_memory(gpu)),
+            _text(_measured(gpu.utilization_ratio, 100, "%")),
+            _text(_measured(gpu.temperature_celsius, 1, "°C")),
+            _text(_measured(gpu.power_watts, 1, "W")),
+            _text(_held_by(gpu, node)),
+            _text(gpu.uuid),
+        )
+    return table
+
+
+def _memory(gpu: Gpu) -> str:
+    used = ABSENT if gpu.memory_used_bytes is None else f"{gpu.memory_used_bytes / 2**30:.1f}"
+    return f"{used} / {gpu.memory_total_bytes / 2**30:.1f} GiB"
+
+
+def _measured(value: float | None, scale: float, unit: str) -> str:
+    return ABSENT if value is None else f"{value * scale:.0f} {unit}"
+
+
+def _held_by(gpu: Gpu, node: Node) -> str:
+    foreign = [process for process in gpu.processes if not process.allocation_id]
+    users = [f"{each.user or 'unknown'}'s process {each.pid}" for each in foreign]
+    # What could not be read is not known to be free.
+    is_known = node.state is NodeState.READY and gpu.last_sample_at is not None
+    return ", ".join([*gpu.allocation_ids, *users]) or ("free" if is_known else ABSENT)
+
+
+def _allocation_table(allocations: Iterable[Allocation], now: float) -> Columns:
+    table = Columns(
+        ("ALLOCATION", "STATE", "NODE", "GPUS", "HOLDER", "SINCE", "EXPIRES"),
+        prose="EXPIRES",
+        dispensable=("SINCE", "GPUS", "HOLDER"),
+    )
+    for each in allocations:
+        table.add(
+            _text(each.id),
+            _text(each.state),
+            _text(each.node or ABSENT),
+            _text(_devices(each)),
+            _text(each.request.holder),
+            _text(_ago(each.granted_at or each.requested_at, now)),
+            _text(_expiry(each, now)),
+        )
+    return table
+
+
+def _devices(allocation: Allocation) -> str:
+    if not allocation.devices:
+        return f"wants {wanted(allocation.request)}"
+    parts = [
+        f"{device.index}" if device.exclusive else f"{device.index} ({_size(device.memory_bytes)})"
+        for device in allocation.devices
+    ]
+    return f"GPU {', '.join(parts)}"
+
+
+def wanted(request: Request) -> str:
+    """Return what was asked for in a few words: "2 x H100-80GB", "20 GiB of one GPU"."""
+    model = request.model or "GPU"
+    if request.memory_bytes is not None:
+        return f"{_size(request.memory_bytes)} of one {model}"
+    return f"{request.gpus} x {model}"
+
+
+def _expiry(allocation: Allocation, now: float) -> str:
+    if allocation.queue_position is not None:
+        return f"{_ordinal(allocation.queue_position)} in the queue"
+    if allocation.expires_at is None:
+        return allocation.ended_reason or ABSENT
+    return f"in {format_duration(max(0.0, allocation.expires_at - now))}"
+
+
+# --- one allocation, one explanation
+
+
+def allocation(granted: Allocation, now: float) -> RenderableType:
+    """Return a granted allocation with what a person does next."""
+    rows = [("allocation", granted.id), ("node", granted.node)]
+    for device in granted.devices:
+        share = "exclusive" if device.exclusive else f"{_size(device.memory_bytes)} of it"
+        rows.append(("device", f"GPU {device.index}  {device.model}  {device.uuid}  {share}"))
+    rows += [("env", f"{name}={value}") for name, value in sorted(granted.env.items())]
+    rows += [("expires", _expiry(granted, now)), ("release", f"stoker release {granted.id}")]
+    # Left for the terminal to fold: a person copies from here.
+    lines = [one_line(f"{name:<12}{value}") for name, value in rows]
+    return Group(*(Text(line, no_wrap=True, overflow="ignore") for line in lines))
+
+
+def explanation(explained: Explanation) -> RenderableType:
+    """Return why, for the fleet and for each node."""
+    lines: list[RenderableType] = []
+    if explained.allocation is not None:
+        found = explained.allocation
+        lines.append(_text(f"{found.id}: {found.state}, {wanted(found.request)}"))
+    lines.append(_text(explained.summary))
+    if explained.refusals is not None and explained.refusals.nodes:
+        table = Columns(("NODE", "FILTER", "REASON"), prose="REASON", dispensable=("FILTER",))
+        for each in explained.refusals.nodes:
+            table.add(_text(each.node), _text(each.filter), _text(each.reason))
+        lines += ["", table]
+        more = explained.refusals.nodes_total - len(explained.refusals.nodes)
+        if more > 0:
+            lines.append(f"and {more} more nodes")
+        if explained.refusals.ahead:
+            lines.append(f"{_counted(explained.refusals.ahead, 'request')} ahead in the queue")
+    return Group(*lines)
+
+
+# --- live
+
+
+def top(nodes: Nodes, now: float, rows_max: int | None) -> RenderableType:
+    """Return the fleet's sums and its GPUs, as many as fit into `rows_max` lines."""
+    gpus = [gpu for node in nodes.nodes for gpu in node.gpus]
+    parts: list[RenderableType] = [_sums(nodes, gpus, now)]
+    if gpus:
+        parts.append(gpu_table(nodes.nodes, rows_max))
+    if rows_max is not None and len(gpus) > rows_max:
+        parts.append(f"and {len(gpus) - rows_max} more GPUs")
+    return Group(*parts)
+
+
+def _sums(nodes: Nodes, gpus: Sequence[Gpu], now: float) -> Text:
+    ready = sum(node.state is NodeState.READY for node in nodes.nodes)
+    used = [gpu.memory_used_bytes for gpu in gpus if gpu.memory_used_bytes is not None]
+    busy = [gpu.utilization_ratio for gpu in gpus if gpu.utilization_ratio is not None]
+    power = [gpu.power_watts for gpu in gpus if gpu.power_watts is not None]
+    taken = sum(bool(gpu.allocation_ids) for gpu in gpus)
+    total = sum(gpu.memory_total_bytes for gpu in gpus)
+    parts = [
+        f"{_clock_time(now)} UTC",
+        f"{ready} of {_counted(len(nodes.nodes), 'node')} ready",
+        f"{taken} of {_counted(len(gpus), 'GPU')} allocated",
+        f"memory {_size(sum(used)) if used else ABSENT} of {_size(total)}",
+        f"busy {sum(busy) / len(busy):.0%}" if busy else f"busy {ABSENT}",
+        f"{sum(power) / 1000:.2f} kW" if power else f"power {ABSENT}",
+    ]
+    simulated = sum(node.simulated for node in nodes.nodes)
+    if simulated:
+        parts.append(f"{_counted(simulated, 'node')} SIMULATED")
+    # What could not be read is not in the sums, and that is said.
+    lacking = len(gpus) - min(len(used), len(busy), len(power))
+    if lacking:
+        parts.append(f"{_counted(lacking, 'GPU')} not fully read")
+    return Text("; ".join(parts))
+
+
+# --- helpers
+
+
+def _text(value: str, style: str = "") -> Text:
+    return Text(one_line(value), style=style)
+
+
+def _size(size: int) -> str:
+    return format_bytes(size)
+
+
+def _ago(at: float | None, now: float) -> str:
+    if at is None:
+        return "never"
+    return f"{format_duration(now - at)} ago" if now - at >= 1 else "now"
+
+
+def _clock_time(now: float) -> str:
+    seconds = int(now) % 86400
+    return f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _ordinal(number: int) -> str:
+    if number % 100 in (11, 12, 13):
+        return f"{number}th"
+    return f"{number}{ {1: 'st', 2: 'nd', 3: 'rd'}.get(number % 10, 'th') }"

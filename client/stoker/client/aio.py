@@ -1,0 +1,353 @@
+"""The async client: typed calls over grpc.aio, and contexts that keep their allocations alive."""
+
+import asyncio
+import contextlib
+import logging
+import math
+import random
+import uuid
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from types import TracebackType
+from typing import Any, Self, TypeVar, Unpack
+
+import grpc
+
+from stoker.client import wire
+from stoker.client.channel import (
+    LEAVE_SECONDS_MAX,
+    RELEASE_WAIT_SECONDS,
+    TIMEOUT_SECONDS,
+    WATCH_SECONDS_MAX,
+    channel_options,
+)
+from stoker.client.environment import default_holder, process_layers, resolve_address
+from stoker.client.errors import AllocationEnded, ClientError, NotFound
+from stoker.client.keepalive import pause_seconds, still_granted
+from stoker.client.lease import RELEASED, EndedCallback, Lease, granted, on_this_host, settle
+from stoker.client.model import (
+    Allocation,
+    Allocations,
+    AllocationState,
+    Change,
+    Explanation,
+    KeptAlive,
+    Node,
+    Nodes,
+    Request,
+)
+from stoker.client.requesting import (
+    KEPT_TTL_SECONDS,
+    PLAIN_TTL_SECONDS,
+    Wish,
+    as_seconds,
+    build_request,
+)
+from stoker.client.retrying import Method, Seen, Tries
+from stoker.core.clock import Clock, SystemClock
+
+T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
+
+
+def connect_async(
+    address: str | None = None,
+    *,
+    timeout: float = TIMEOUT_SECONDS,
+    patience: float | None = None,
+) -> "AsyncFleet":
+    """Return a client of the aggregator at `address`, $STOKER_ADDRESS or 127.0.0.1:7070.
+
+    `timeout`: seconds in which a call must be answered, beyond what it waits on purpose.
+    `patience`: seconds for which an aggregator that cannot be reached is tried again; as long as
+    the timeout when left out. It connects with the first call. Raises InvalidRequest for a
+    malformed address.
+    """
+    return AsyncFleet(resolve_address(address), timeout=timeout, patience=patience)
+
+
+class AsyncFleet:
+    """The fleet behind one aggregator, for `async with` in one event loop.
+
+    Every method raises a branch of ClientError: Unreachable without an answer in time,
+    InvalidRequest, NotFound, and what it names itself.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        timeout: float = TIMEOUT_SECONDS,
+        patience: float | None = None,
+        clock: Clock | None = None,
+        rng: random.Random | None = None,
+    ) -> None:
+        self.address = address
+        self._timeout = timeout
+        self._patience = timeout if patience is None else patience
+        self._clock = clock or SystemClock()
+        self._rng = rng or random.Random()
+        self._channel = grpc.aio.insecure_channel(address, options=channel_options())
+        self._stub = wire.async_stub(self._channel)
+        self._allocating = wire.async_allocating(self._channel)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Hang up. What was allocated outside a context lives on until its TTL."""
+        await self._channel.close()
+
+    # --- allocations
+
+    async def request(
+        self,
+        *,
+        wait: str | float = 0.0,
+        idempotency_key: str | None = None,
+        on_waiting: Callable[[str], None] | None = None,
+        **wish: Unpack[Wish],
+    ) -> Allocation:
+        """Return what was wished for, granted; raises Refused when it cannot be placed.
+
+        `wait`, a duration, is how long to wait in the queue; `on_waiting` is told the id under
+        which it waits, again after an outage. A lost call is sent again under its key, so it
+        never allocates twice. The allocation lives for its TTL, an hour when left out, unless it
+        is kept alive.
+        """
+        asked = build_request(wish, holder=default_holder(), ttl_seconds=PLAIN_TTL_SECONDS)
+        return await self.submit(
+            asked, wait=wait, idempotency_key=idempotency_key, on_waiting=on_waiting
+        )
+
+    async def submit(
+        self,
+        request: Request,
+        *,
+        wait: str | float = 0.0,
+        idempotency_key: str | None = None,
+        on_waiting: Callable[[str], None] | None = None,
+    ) -> Allocation:
+        """Do what `request` does, for a request that is built already."""
+        wait_seconds = as_seconds(wait, "wait")
+        key = uuid.uuid4().hex if idempotency_key is None else idempotency_key
+        tries = self._tries(self._timeout + wait_seconds)
+        known_id: str | None = None
+
+        async def heard(found: str) -> None:
+            nonlocal known_id
+            known_id = found
+            tries.heard(self._clock.monotonic())
+            if on_waiting is not None and await self._is_waiting(found):
+                on_waiting(found)
+
+        try:
+            while True:
+                left = tries.remaining_seconds(self._clock.monotonic()) - self._timeout
+                call = wire.allocate(request, key, min(wait_seconds, max(0.0, left)))
+                try:
+                    return granted(await self._allocate_once(call, tries, heard))
+                except grpc.RpcError as error:
+                    await self._pause_or_raise(error, call, tries)
+        except ClientError:
+            raise
+        except BaseException:  # cancelled, or the caller's `on_waiting` failed
+            if known_id is not None:
+                await self._give_up(known_id)
+            raise
+
+    async def _allocate_once(
+        self,
+        call: wire.Call[Allocation],
+        tries: Tries,
+        heard: Callable[[str], Awaitable[None]],
+    ) -> Allocation:
+        rpc = self._allocating(
+            call.message, timeout=tries.remaining_seconds(self._clock.monotonic())
+        )
+        try:
+            known_id = wire.allocation_id(await rpc.initial_metadata())
+            if known_id is not None:
+                await heard(known_id)
+            return call.read([each async for each in rpc])
+        finally:
+            rpc.cancel()  # after an answer there is nothing to cancel
+
+    async def _is_waiting(self, allocation_id: str) -> bool:
+        """Whether it waits; the id of what is granted at once comes in the same way."""
+        try:
+            found = await self.explain(allocation_id)
+        except ClientError:  # what keeps us from asking, the call that waits meets as well
+            return False
+        return found.allocation is not None and found.allocation.state is AllocationState.WAITING
+
+    async def _give_up(self, known_id: str) -> None:
+        """Leave the queue, or give back what was granted; else the aggregator sees us gone."""
+        call = wire.release(known_id, "its client gave up", 0.0)
+        with contextlib.suppress(ClientError):
+            await self._answer(call, timeout=LEAVE_SECONDS_MAX)
+
+    @contextlib.asynccontextmanager
+    async def allocate(
+        self,
+        *,
+        wait: str | float = 0.0,
+        set_environment: bool = True,
+        on_ended: EndedCallback | None = None,
+        on_waiting: Callable[[str], None] | None = None,
+        **wish: Unpack[Wish],
+    ) -> AsyncGenerator[Lease]:
+        """Hold what was wished for while the context lasts: kept alive, and given back at its end.
+
+        Unless `set_environment` is false, the variables by which CUDA sees exactly these GPUs are
+        set in this process while the context lasts, for its children; what is asked for is then
+        restricted to this host. The TTL is a minute when left out: a process that dies loses its
+        allocation after it. When the allocation ends underneath, `on_ended` is called, `ended` of
+        the lease is set, and the end of the context raises AllocationEnded.
+        """
+        asked = build_request(wish, holder=default_holder(), ttl_seconds=KEPT_TTL_SECONDS)
+        if set_environment:
+            asked = on_this_host(asked)
+        lease = Lease(await self.submit(asked, wait=wait, on_waiting=on_waiting), on_ended)
+        keeper = asyncio.create_task(self._keep(lease))
+        layer = process_layers.push(lease.env if set_environment else {})
+        failed: BaseException | None = None
+        try:
+            yield lease
+        except BaseException as error:
+            failed = error
+            raise
+        finally:
+            process_layers.pop(layer)
+            keeper.cancel()
+            await asyncio.wait({keeper})
+            settle(lease, failed, await self._give_back(lease))
+
+    async def _keep(self, lease: Lease) -> None:
+        ttl_seconds = lease.allocation.request.ttl_seconds
+        pause = pause_seconds(ttl_seconds, arrived=True)
+        while lease.ended is None:
+            await self._clock.sleep(pause)
+            try:
+                await self.keep_alive(lease.id)
+            except AllocationEnded as ended:
+                lease.end(ended)
+            except NotFound as error:
+                lease.end(AllocationEnded(lease.id, AllocationState.ENDED, str(error)))
+            except ClientError as error:
+                _log.warning("allocation %s was not kept alive, trying again: %s", lease.id, error)
+                pause = pause_seconds(ttl_seconds, arrived=False)
+            else:
+                pause = pause_seconds(ttl_seconds, arrived=True)
+
+    async def _give_back(self, lease: Lease) -> ClientError | None:
+        """Release what a context held; returns the error that kept it from that, for its end."""
+        if lease.ended is not None:
+            return None
+        try:
+            lease.released(await self.release(lease.id, reason=RELEASED))
+        except ClientError as error:
+            return error
+        return None
+
+    async def keep_alive(self, allocation_id: str) -> KeptAlive:
+        """Extend an allocation by its TTL from now; raises AllocationEnded when it is over."""
+        return still_granted(await self._answer(wire.keep_alive(allocation_id)))
+
+    async def release(
+        self,
+        allocation_id: str,
+        *,
+        reason: str = RELEASED,
+        wait: str | float = RELEASE_WAIT_SECONDS,
+    ) -> Allocation:
+        """Give an allocation back, or leave the queue; once more is as good as once.
+
+        Waits, `wait` at most, until its node has let go: its state is then ended, else releasing.
+        """
+        return await self._answer(wire.release(allocation_id, reason, as_seconds(wait, "wait")))
+
+    async def explain(self, allocation_id: str) -> Explanation:
+        """Return why a waiting allocation waits."""
+        return await self._answer(wire.explain(allocation_id))
+
+    async def explain_request(self, **wish: Unpack[Wish]) -> Explanation:
+        """Return what would come of a wish now; allocates nothing."""
+        asked = build_request(wish, holder=default_holder(), ttl_seconds=PLAIN_TTL_SECONDS)
+        return await self._answer(wire.explain(asked))
+
+    # --- the fleet
+
+    async def nodes(self) -> Nodes:
+        """Return every node with its GPUs and their newest samples."""
+        return await self._answer(wire.list_nodes())
+
+    async def allocations(self, *, include_ended: bool = False) -> Allocations:
+        """Return the allocations, on request also those that ended and are still remembered."""
+        return await self._answer(wire.list_allocations(include_ended=include_ended))
+
+    async def cordon(self, node: str, reason: str) -> Node:
+        """Let nothing new go to the node; what it holds stays. Refusals show the reason."""
+        return await self._answer(wire.cordon(node, reason))
+
+    async def uncordon(self, node: str) -> Node:
+        """Let allocations go to the node again."""
+        return await self._answer(wire.uncordon(node))
+
+    async def watch(self, resource_version: int = 0) -> AsyncGenerator[Change]:
+        """Yield every durable change after `resource_version`, in order, for as long as it is read.
+
+        0 begins with every object as it is now. After an outage it goes on where it was. Raises
+        VersionTooOld when that is no longer kept: list, and watch from the version of the list.
+        """
+        seen = Seen(resource_version)
+        tries = self._tries(math.inf)
+        while True:
+            call = wire.watch(seen.resume_from)
+            rpc = self._stub.Watch(call.message, timeout=WATCH_SECONDS_MAX)
+            try:
+                async for message in rpc:
+                    tries.heard(self._clock.monotonic())
+                    change = call.read(message)
+                    seen.note(change)
+                    yield change
+                lost: grpc.RpcError | None = None
+            except grpc.RpcError as error:
+                lost = error
+            finally:
+                rpc.cancel()
+            await self._pause_or_raise(lost, call, tries)
+
+    # --- calls
+
+    async def _answer(self, call: wire.Call[T], timeout: float | None = None) -> T:
+        tries = self._tries((self._timeout if timeout is None else timeout) + call.wait_seconds)
+        method: Callable[..., Any] = getattr(self._stub, call.method)
+        while True:
+            seconds = tries.remaining_seconds(self._clock.monotonic())
+            try:
+                rpc = method(call.message, timeout=seconds)
+                answer = (
+                    [each async for each in rpc] if call.method is Method.KEEP_ALIVE else await rpc
+                )
+                return call.read(answer)
+            except grpc.RpcError as error:
+                await self._pause_or_raise(error, call, tries)
+
+    def _tries(self, seconds: float) -> Tries:
+        now = self._clock.monotonic()
+        return Tries(now, now + seconds, self._patience, self._rng)
+
+    async def _pause_or_raise(
+        self, lost: grpc.RpcError | None, call: wire.Call[Any], tries: Tries
+    ) -> None:
+        now = self._clock.monotonic()
+        await self._clock.sleep(wire.pause_or_raise(lost, call, tries, now, self.address))

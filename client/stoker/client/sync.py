@@ -1,0 +1,349 @@
+"""The sync client: typed calls over grpc, and contexts that keep their allocations alive."""
+
+import contextlib
+import logging
+import math
+import random
+import threading
+import time
+import uuid
+from collections.abc import Callable, Generator
+from types import TracebackType
+from typing import Any, Self, TypeVar, Unpack
+
+import grpc
+
+from stoker.client import wire
+from stoker.client.channel import (
+    LEAVE_SECONDS_MAX,
+    RELEASE_WAIT_SECONDS,
+    TIMEOUT_SECONDS,
+    WATCH_SECONDS_MAX,
+    channel_options,
+)
+from stoker.client.environment import default_holder, process_layers, resolve_address
+from stoker.client.errors import AllocationEnded, ClientError, NotFound
+from stoker.client.keepalive import pause_seconds, still_granted
+from stoker.client.lease import RELEASED, EndedCallback, Lease, granted, on_this_host, settle
+from stoker.client.model import (
+    Allocation,
+    Allocations,
+    AllocationState,
+    Change,
+    Explanation,
+    KeptAlive,
+    Node,
+    Nodes,
+    Request,
+)
+from stoker.client.requesting import (
+    KEPT_TTL_SECONDS,
+    PLAIN_TTL_SECONDS,
+    Wish,
+    as_seconds,
+    build_request,
+)
+from stoker.client.retrying import Method, Seen, Tries
+
+T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
+
+
+def connect(
+    address: str | None = None,
+    *,
+    timeout: float = TIMEOUT_SECONDS,
+    patience: float | None = None,
+) -> "Fleet":
+    """Return a client of the aggregator at `address`, $STOKER_ADDRESS or 127.0.0.1:7070.
+
+    `timeout`: seconds in which a call must be answered, beyond what it waits on purpose.
+    `patience`: seconds for which an aggregator that cannot be reached is tried again; as long as
+    the timeout when left out. It connects with the first call. Raises InvalidRequest for a
+    malformed address.
+    """
+    return Fleet(resolve_address(address), timeout=timeout, patience=patience)
+
+
+class Fleet:
+    """The fleet behind one aggregator, for `with`. Any thread may use it.
+
+    Not after a fork: a child process makes its own (gRPC's threads stay behind in the parent);
+    starting another program with `subprocess` is no such fork. Every method raises a branch of
+    ClientError: Unreachable without an answer in time,
+    InvalidRequest, NotFound, and what it names itself.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        timeout: float = TIMEOUT_SECONDS,
+        patience: float | None = None,
+        rng: random.Random | None = None,
+    ) -> None:
+        self.address = address
+        self._timeout = timeout
+        self._patience = timeout if patience is None else patience
+        self._rng = rng or random.Random()
+        self._channel = grpc.insecure_channel(address, options=channel_options())
+        self._stub = wire.stub(self._channel)
+        self._allocating = wire.allocating(self._channel)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Hang up. What was allocated outside a context lives on until its TTL."""
+        self._channel.close()
+
+    # --- allocations
+
+    def request(
+        self,
+        *,
+        wait: str | float = 0.0,
+        idempotency_key: str | None = None,
+        on_waiting: Callable[[str], None] | None = None,
+        **wish: Unpack[Wish],
+    ) -> Allocation:
+        """Return what was wished for, granted; raises Refused when it cannot be placed.
+
+        `wait`, a duration, is how long to wait in the queue; `on_waiting` is told the id under
+        which it waits, again after an outage. A lost call is sent again under its key, so it
+        never allocates twice. The allocation lives for its TTL, an hour when left out, unless it
+        is kept alive.
+        """
+        asked = build_request(wish, holder=default_holder(), ttl_seconds=PLAIN_TTL_SECONDS)
+        return self.submit(asked, wait=wait, idempotency_key=idempotency_key, on_waiting=on_waiting)
+
+    def submit(
+        self,
+        request: Request,
+        *,
+        wait: str | float = 0.0,
+        idempotency_key: str | None = None,
+        on_waiting: Callable[[str], None] | None = None,
+    ) -> Allocation:
+        """Do what `request` does, for a request that is built already."""
+        wait_seconds = as_seconds(wait, "wait")
+        key = uuid.uuid4().hex if idempotency_key is None else idempotency_key
+        tries = self._tries(self._timeout + wait_seconds)
+        known_id: str | None = None
+
+        def heard(found: str) -> None:
+            nonlocal known_id
+            known_id = found
+            tries.heard(time.monotonic())
+            if on_waiting is not None and self._is_waiting(found):
+                on_waiting(found)
+
+        try:
+            while True:
+                left = tries.remaining_seconds(time.monotonic()) - self._timeout
+                call = wire.allocate(request, key, min(wait_seconds, max(0.0, left)))
+                try:
+                    return granted(self._allocate_once(call, tries, heard))
+                except grpc.RpcError as error:
+                    self._pause_or_raise(error, call, tries)
+        except ClientError:
+            raise
+        except BaseException:  # interrupted, or the caller's `on_waiting` failed
+            if known_id is not None:
+                self._give_up(known_id)
+            raise
+
+    def _allocate_once(
+        self,
+        call: wire.Call[Allocation],
+        tries: Tries,
+        heard: Callable[[str], None],
+    ) -> Allocation:
+        rpc = self._allocating(call.message, timeout=tries.remaining_seconds(time.monotonic()))
+        try:
+            known_id = wire.allocation_id(rpc.initial_metadata())
+            if known_id is not None:
+                heard(known_id)
+            return call.read(list(rpc))
+        finally:
+            rpc.cancel()  # after an answer there is nothing to cancel
+
+    def _is_waiting(self, allocation_id: str) -> bool:
+        """Whether it waits; the id of what is granted at once comes in the same way."""
+        try:
+            found = self.explain(allocation_id)
+        except ClientError:  # what keeps us from asking, the call that waits meets as well
+            return False
+        return found.allocation is not None and found.allocation.state is AllocationState.WAITING
+
+    def _give_up(self, known_id: str) -> None:
+        """Leave the queue, or give back what was granted; else the aggregator sees us gone."""
+        call = wire.release(known_id, "its client gave up", 0.0)
+        with contextlib.suppress(ClientError):
+            self._answer(call, timeout=LEAVE_SECONDS_MAX)
+
+    @contextlib.contextmanager
+    def allocate(
+        self,
+        *,
+        wait: str | float = 0.0,
+        set_environment: bool = True,
+        on_ended: EndedCallback | None = None,
+        on_waiting: Callable[[str], None] | None = None,
+        **wish: Unpack[Wish],
+    ) -> Generator[Lease]:
+        """Hold what was wished for while the context lasts: kept alive, and given back at its end.
+
+        Unless `set_environment` is false, the variables by which CUDA sees exactly these GPUs are
+        set in this process while the context lasts, for its children; what is asked for is then
+        restricted to this host. The TTL is a minute when left out: a process that dies loses its
+        allocation after it. When the allocation ends underneath, `on_ended` is called, `ended` of
+        the lease is set, and the end of the context raises AllocationEnded.
+        """
+        asked = build_request(wish, holder=default_holder(), ttl_seconds=KEPT_TTL_SECONDS)
+        if set_environment:
+            asked = on_this_host(asked)
+        lease = Lease(self.submit(asked, wait=wait, on_waiting=on_waiting), on_ended)
+        stop = threading.Event()
+        name = f"stoker keep-alive {lease.id}"
+        keeper = threading.Thread(target=self._keep, args=(lease, stop), name=name, daemon=True)
+        keeper.start()
+        layer = process_layers.push(lease.env if set_environment else {})
+        failed: BaseException | None = None
+        try:
+            yield lease
+        except BaseException as error:
+            failed = error
+            raise
+        finally:
+            process_layers.pop(layer)
+            stop.set()
+            keeper.join()
+            settle(lease, failed, self._give_back(lease))
+
+    def _keep(self, lease: Lease, stop: threading.Event) -> None:
+        ttl_seconds = lease.allocation.request.ttl_seconds
+        pause = pause_seconds(ttl_seconds, arrived=True)
+        while lease.ended is None and not stop.wait(pause):
+            try:
+                self.keep_alive(lease.id)
+            except AllocationEnded as ended:
+                lease.end(ended)
+            except NotFound as error:
+                lease.end(AllocationEnded(lease.id, AllocationState.ENDED, str(error)))
+            except ClientError as error:
+                _log.warning("allocation %s was not kept alive, trying again: %s", lease.id, error)
+                pause = pause_seconds(ttl_seconds, arrived=False)
+            else:
+                pause = pause_seconds(ttl_seconds, arrived=True)
+
+    def _give_back(self, lease: Lease) -> ClientError | None:
+        """Release what a context held; returns the error that kept it from that, for its end."""
+        if lease.ended is not None:
+            return None
+        try:
+            lease.released(self.release(lease.id, reason=RELEASED))
+        except ClientError as error:
+            return error
+        return None
+
+    def keep_alive(self, allocation_id: str) -> KeptAlive:
+        """Extend an allocation by its TTL from now; raises AllocationEnded when it is over."""
+        return still_granted(self._answer(wire.keep_alive(allocation_id)))
+
+    def release(
+        self,
+        allocation_id: str,
+        *,
+        reason: str = RELEASED,
+        wait: str | float = RELEASE_WAIT_SECONDS,
+    ) -> Allocation:
+        """Give an allocation back, or leave the queue; once more is as good as once.
+
+        Waits, `wait` at most, until its node has let go: its state is then ended, else releasing.
+        """
+        return self._answer(wire.release(allocation_id, reason, as_seconds(wait, "wait")))
+
+    def explain(self, allocation_id: str) -> Explanation:
+        """Return why a waiting allocation waits."""
+        return self._answer(wire.explain(allocation_id))
+
+    def explain_request(self, **wish: Unpack[Wish]) -> Explanation:
+        """Return what would come of a wish now; allocates nothing."""
+        asked = build_request(wish, holder=default_holder(), ttl_seconds=PLAIN_TTL_SECONDS)
+        return self._answer(wire.explain(asked))
+
+    # --- the fleet
+
+    def nodes(self) -> Nodes:
+        """Return every node with its GPUs and their newest samples."""
+        return self._answer(wire.list_nodes())
+
+    def allocations(self, *, include_ended: bool = False) -> Allocations:
+        """Return the allocations, on request also those that ended and are still remembered."""
+        return self._answer(wire.list_allocations(include_ended=include_ended))
+
+    def cordon(self, node: str, reason: str) -> Node:
+        """Let nothing new go to the node; what it holds stays. Refusals show the reason."""
+        return self._answer(wire.cordon(node, reason))
+
+    def uncordon(self, node: str) -> Node:
+        """Let allocations go to the node again."""
+        return self._answer(wire.uncordon(node))
+
+    def watch(self, resource_version: int = 0) -> Generator[Change]:
+        """Yield every durable change after `resource_version`, in order, for as long as it is read.
+
+        0 begins with every object as it is now. After an outage it goes on where it was. Raises
+        VersionTooOld when that is no longer kept: list, and watch from the version of the list.
+        """
+        seen = Seen(resource_version)
+        tries = self._tries(math.inf)
+        while True:
+            call = wire.watch(seen.resume_from)
+            rpc = self._stub.Watch(call.message, timeout=WATCH_SECONDS_MAX)
+            try:
+                for message in rpc:
+                    tries.heard(time.monotonic())
+                    change = call.read(message)
+                    seen.note(change)
+                    yield change
+                lost: grpc.RpcError | None = None
+            except grpc.RpcError as error:
+                lost = error
+            finally:
+                rpc.cancel()
+            self._pause_or_raise(lost, call, tries)
+
+    # --- calls
+
+    def _answer(self, call: wire.Call[T], timeout: float | None = None) -> T:
+        tries = self._tries((self._timeout if timeout is None else timeout) + call.wait_seconds)
+        method: Callable[..., Any] = getattr(self._stub, call.method)
+        while True:
+            seconds = tries.remaining_seconds(time.monotonic())
+            try:
+                if call.method is Method.KEEP_ALIVE:
+                    return call.read(list(method(iter(call.message), timeout=seconds)))
+                return call.read(method(call.message, timeout=seconds))
+            except grpc.RpcError as error:
+                self._pause_or_raise(error, call, tries)
+
+    def _tries(self, seconds: float) -> Tries:
+        now = time.monotonic()
+        return Tries(now, now + seconds, self._patience, self._rng)
+
+    def _pause_or_raise(
+        self, lost: grpc.RpcError | None, call: wire.Call[Any], tries: Tries
+    ) -> None:
+        now = time.monotonic()
+        time.sleep(wire.pause_or_raise(lost, call, tries, now, self.address))

@@ -1,0 +1,481 @@
+"""The only file that knows protobuf: calls and answers as values, statuses as errors."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import grpc
+from google.protobuf.message import DecodeError
+from google.rpc import (  # type: ignore[import-untyped]
+    error_details_pb2,
+    status_pb2,
+)
+
+from stoker.client import errors
+from stoker.client.model import (
+    Allocation,
+    Allocations,
+    AllocationState,
+    Change,
+    Device,
+    Explanation,
+    Gpu,
+    KeptAlive,
+    Node,
+    Nodes,
+    NodeState,
+    Process,
+    Refusal,
+    Refusals,
+    Request,
+)
+from stoker.client.retrying import Method, Tries, is_retried
+from stoker.v1 import fleet_pb2, fleet_pb2_grpc, types_pb2
+
+T = TypeVar("T")
+
+ERROR_DOMAIN = "stoker"
+# The id of what is granted, or waits, comes before the answer under this name.
+ALLOCATION_ID_KEY = "stoker-allocation-id"
+_ID = "allocation_id"
+_DETAILS_KEY = "grpc-status-details-bin"
+# What grpc.aio makes of a message that was to be written when the connection had just broken.
+_BROKEN_WRITE = ("INTERNAL", "Internal error from Core")
+
+_ALLOCATION_STATES: Mapping[int, AllocationState] = {
+    types_pb2.ALLOCATION_STATE_WAITING: AllocationState.WAITING,
+    types_pb2.ALLOCATION_STATE_GRANTED: AllocationState.GRANTED,
+    types_pb2.ALLOCATION_STATE_RELEASING: AllocationState.RELEASING,
+    types_pb2.ALLOCATION_STATE_ENDED: AllocationState.ENDED,
+}
+_NODE_STATES: Mapping[int, NodeState] = {
+    fleet_pb2.NODE_STATE_READY: NodeState.READY,
+    fleet_pb2.NODE_STATE_STALE: NodeState.STALE,
+    fleet_pb2.NODE_STATE_DISCONNECTED: NodeState.DISCONNECTED,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """One call as a value: what is sent, how its answer is read, how long it waits on purpose."""
+
+    method: Method
+    message: Any
+    read: Callable[[Any], T]
+    about: str = ""  # the allocation or node, for errors
+    wait_seconds: float = 0.0
+    has_key: bool = False
+
+
+# --- calls
+
+
+def allocate(request: Request, idempotency_key: str, wait_seconds: float) -> Call[Allocation]:
+    message = fleet_pb2.AllocateRequest(
+        request=_request_message(request),
+        idempotency_key=_text(idempotency_key, "idempotency_key"),
+        wait_seconds=wait_seconds,
+    )
+    return Call(
+        Method.ALLOCATE,
+        message,
+        lambda answers: _allocation(_only(answers).allocation),
+        wait_seconds=wait_seconds,
+        has_key=bool(idempotency_key),
+    )
+
+
+def keep_alive(allocation_id: str) -> Call[KeptAlive]:
+    """One turn of the stream both ways: one message is sent, one answer is read."""
+    messages = (fleet_pb2.KeepAliveRequest(allocation_id=_text(allocation_id, _ID)),)
+    return Call(
+        Method.KEEP_ALIVE,
+        messages,
+        lambda answers: _kept_alive(_only(answers)),
+        about=allocation_id,
+    )
+
+
+def release(allocation_id: str, reason: str, wait_seconds: float) -> Call[Allocation]:
+    message = fleet_pb2.ReleaseRequest(
+        allocation_id=_text(allocation_id, _ID),
+        reason=_text(reason, "reason"),
+        wait_seconds=wait_seconds,
+    )
+    return Call(
+        Method.RELEASE,
+        message,
+        lambda answer: _allocation(answer.allocation),
+        about=allocation_id,
+        wait_seconds=wait_seconds,
+    )
+
+
+def explain(subject: str | Request) -> Call[Explanation]:
+    if isinstance(subject, str):
+        message = fleet_pb2.ExplainRequest(allocation_id=_text(subject, _ID))
+        return Call(Method.EXPLAIN, message, _explanation, about=subject)
+    message = fleet_pb2.ExplainRequest(request=_request_message(subject))
+    return Call(Method.EXPLAIN, message, _explanation)
+
+
+def list_nodes() -> Call[Nodes]:
+    return Call(
+        Method.LIST_NODES,
+        fleet_pb2.ListNodesRequest(),
+        lambda answer: Nodes(
+            tuple(_node(each) for each in answer.nodes),
+            answer.resource_version,
+            answer.aggregator_version,
+        ),
+    )
+
+
+def list_allocations(*, include_ended: bool) -> Call[Allocations]:
+    return Call(
+        Method.LIST_ALLOCATIONS,
+        fleet_pb2.ListAllocationsRequest(include_ended=include_ended),
+        lambda answer: Allocations(
+            tuple(_allocation(each) for each in answer.allocations), answer.resource_version
+        ),
+    )
+
+
+def watch(resource_version: int) -> Call[Change]:
+    message = fleet_pb2.WatchRequest(resource_version=resource_version)
+    return Call(Method.WATCH, message, _change)
+
+
+def cordon(node: str, reason: str) -> Call[Node]:
+    message = fleet_pb2.CordonRequest(node=_text(node, "node"), reason=_text(reason, "reason"))
+    return Call(Method.CORDON, message, lambda answer: _node(answer.node), about=node)
+
+
+def uncordon(node: str) -> Call[Node]:
+    message = fleet_pb2.UncordonRequest(node=_text(node, "node"))
+    return Call(Method.UNCORDON, message, lambda answer: _node(answer.node), about=node)
+
+
+def stub(channel: grpc.Channel) -> fleet_pb2_grpc.FleetStub:
+    return fleet_pb2_grpc.FleetStub(channel)
+
+
+def async_stub(channel: grpc.aio.Channel) -> "fleet_pb2_grpc.FleetAsyncStub":
+    return fleet_pb2_grpc.FleetStub(channel)
+
+
+# gRPC hands out the initial metadata of a unary call only with its answer, and the id of what waits
+# is in there. On the wire a stream of one answer is the same thing.
+_ALLOCATE_PATH = f"/{fleet_pb2.DESCRIPTOR.services_by_name['Fleet'].full_name}/Allocate"
+
+
+def allocating(channel: grpc.Channel) -> "grpc.UnaryStreamMultiCallable[Any, Any]":
+    """Return Allocate as a stream."""
+    return channel.unary_stream(
+        _ALLOCATE_PATH,
+        request_serializer=fleet_pb2.AllocateRequest.SerializeToString,
+        response_deserializer=fleet_pb2.AllocateResponse.FromString,
+    )
+
+
+def async_allocating(channel: grpc.aio.Channel) -> "grpc.aio.UnaryStreamMultiCallable[Any, Any]":
+    """Return Allocate as a stream."""
+    return channel.unary_stream(
+        _ALLOCATE_PATH,
+        request_serializer=fleet_pb2.AllocateRequest.SerializeToString,
+        response_deserializer=fleet_pb2.AllocateResponse.FromString,
+    )
+
+
+# --- answers
+
+
+def allocation_id(metadata: Iterable[tuple[str, str | bytes]] | None) -> str | None:
+    """Return the id that the initial metadata of an answer to Allocate carries."""
+    for key, value in metadata or ():
+        if key == ALLOCATION_ID_KEY:
+            return value.decode() if isinstance(value, bytes) else value
+    return None
+
+
+def _request_message(request: Request) -> types_pb2.Request:
+    labels = request.labels or {}
+    try:
+        return types_pb2.Request(
+            gpus=request.gpus,
+            memory_bytes=request.memory_bytes,
+            holder=_text(request.holder, "holder"),
+            ttl_seconds=request.ttl_seconds,
+            model=_text(request.model, "model"),
+            pool=_text(request.pool, "pool"),
+            node=_text(request.node, "node"),
+            host_boot_id=_text(request.host_boot_id, "host_boot_id"),
+            labels={_text(key, "labels"): _text(labels[key], "labels") for key in labels},
+            priority=request.priority,
+        )
+    except ValueError as error:  # a number that its field cannot carry
+        raise errors.InvalidRequest(f"request: {error}") from error
+
+
+def _text(value: str, what: str) -> str:
+    """Return text that can be sent; a shell hands over bytes that are no UTF-8 as surrogates."""
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise errors.InvalidRequest(f"{what}: wanted UTF-8, found {value[:60]!r}") from error
+    return value
+
+
+def _request(message: types_pb2.Request) -> Request:
+    return Request(
+        gpus=message.gpus,
+        holder=message.holder,
+        ttl_seconds=message.ttl_seconds,
+        memory_bytes=_given(message, "memory_bytes"),
+        model=message.model,
+        pool=message.pool,
+        node=message.node,
+        host_boot_id=message.host_boot_id,
+        labels=dict(message.labels) or None,
+        priority=message.priority,
+    )
+
+
+def _allocation(message: types_pb2.Allocation) -> Allocation:
+    return Allocation(
+        id=message.id,
+        state=_ALLOCATION_STATES.get(message.state, AllocationState.UNKNOWN),
+        node=message.node,
+        devices=tuple(
+            Device(each.uuid, each.model, each.index, each.memory_bytes, each.exclusive)
+            for each in message.devices
+        ),
+        env=dict(message.env),
+        expires_at=_given(message, "expires_at"),
+        request=_request(message.request),
+        requested_at=message.requested_at,
+        granted_at=_given(message, "granted_at"),
+        ended_at=_given(message, "ended_at"),
+        ended_reason=message.ended_reason,
+        queue_position=_given(message, "queue_position"),
+        resource_version=message.resource_version,
+        held_by_node=message.held_by_node,
+    )
+
+
+def _only(messages: Sequence[T]) -> T:
+    """Return the answer of a call that is read as a stream."""
+    if len(messages) != 1:
+        raise errors.AggregatorFailed(f"one answer was expected, found {len(messages)}")
+    return messages[0]
+
+
+def _kept_alive(message: fleet_pb2.KeepAliveResponse) -> KeptAlive:
+    return KeptAlive(
+        message.allocation_id,
+        _ALLOCATION_STATES.get(message.state, AllocationState.UNKNOWN),
+        _given(message, "expires_at"),
+        message.ended_reason,
+    )
+
+
+def _explanation(message: fleet_pb2.ExplainResponse) -> Explanation:
+    return Explanation(
+        placeable=message.placeable,
+        node=message.node,
+        summary=message.summary,
+        refusals=_refusals(message.refusals) if message.HasField("refusals") else None,
+        allocation=_allocation(message.allocation) if message.HasField("allocation") else None,
+    )
+
+
+def _refusals(message: types_pb2.Refusals) -> Refusals:
+    return Refusals(
+        summary=message.summary,
+        nodes=tuple(
+            Refusal(each.node, each.filter, each.reason, each.wanted, each.found)
+            for each in message.nodes
+        ),
+        nodes_total=message.nodes_total,
+        ahead=message.ahead,
+    )
+
+
+def _node(message: fleet_pb2.Node) -> Node:
+    return Node(
+        name=message.name,
+        state=_NODE_STATES.get(message.state, NodeState.UNKNOWN),
+        state_reason=message.state_reason,
+        simulated=message.simulated,
+        cordoned=_given(message, "cordoned"),
+        pool=message.pool,
+        labels=dict(message.labels),
+        boot_id=message.boot_id,
+        agent_version=message.agent_version,
+        driver_version=message.driver_version,
+        cuda_version=message.cuda_version,
+        interval_seconds=message.interval_seconds,
+        last_sample_at=_given(message, "last_sample_at"),
+        gpus=tuple(_gpu(each) for each in message.gpus),
+    )
+
+
+def _gpu(message: fleet_pb2.NodeGpu) -> Gpu:
+    return Gpu(
+        uuid=message.uuid,
+        model=message.model,
+        index=message.index,
+        pci_bus_id=message.pci_bus_id,
+        memory_total_bytes=message.memory_total_bytes,
+        memory_used_bytes=_given(message, "memory_used_bytes"),
+        utilization_ratio=_given(message, "utilization_ratio"),
+        memory_utilization_ratio=_given(message, "memory_utilization_ratio"),
+        temperature_celsius=_given(message, "temperature_celsius"),
+        power_watts=_given(message, "power_watts"),
+        energy_joules=_given(message, "energy_joules"),
+        sm_clock_hertz=_given(message, "sm_clock_hertz"),
+        memory_clock_hertz=_given(message, "memory_clock_hertz"),
+        last_sample_at=_given(message, "last_sample_at"),
+        allocation_ids=tuple(message.allocation_ids),
+        processes=tuple(_process(each) for each in message.processes),
+    )
+
+
+def _process(message: types_pb2.Process) -> Process:
+    return Process(
+        pid=message.pid,
+        user=message.user,
+        command=message.command,
+        memory_used_bytes=_given(message, "memory_used_bytes"),
+        allocation_id=message.allocation_id,
+        started_at=_given(message, "started_at"),
+    )
+
+
+def _change(message: fleet_pb2.WatchResponse) -> Change:
+    match message.WhichOneof("object"):
+        case "allocation":
+            changed: Allocation | Node | None = _allocation(message.allocation)
+        case "node":
+            changed = _node(message.node)
+        case None:
+            changed = None
+    return Change(message.resource_version, message.at, message.event, changed)
+
+
+def _given(message: Any, field: str) -> Any:
+    """Return an optional field, None when the sender left it out."""
+    return getattr(message, field) if message.HasField(field) else None
+
+
+# --- errors
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A failed call: the status as gRPC names it, its text, and the details that came along."""
+
+    status: str
+    text: str
+    reason: str = ""  # the aggregator's stable word for it; empty: it did not speak, or not to us
+    refusals: Refusals | None = None
+    fields: Sequence[tuple[str, str]] = ()  # field and what is wrong with it
+
+
+def pause_or_raise(
+    lost: grpc.RpcError | None, call: Call[Any], tries: Tries, now: float, address: str
+) -> float:
+    """Return the seconds to wait before the call is sent again, or raise what it failed with.
+
+    `lost` is None for a stream that the other side ended without a word.
+    """
+    failed = Failure("UNAVAILABLE", "it ended the stream") if lost is None else failure(lost)
+    if is_retried(call.method, failed.status, failed.reason, has_key=call.has_key):
+        pause = tries.pause_after_failure(now)
+        if pause is not None:
+            return pause
+    raise error_of(failed, call, address) from lost
+
+
+def failure(error: grpc.RpcError) -> Failure:
+    """Return what is in the error of a call, sync or async."""
+    # Every error that a call raises is a call as well; the annotations do not say so.
+    call: Any = error
+    status, text = call.code().name, call.details() or ""
+    if (status, text) == _BROKEN_WRITE:
+        return Failure("UNAVAILABLE", "the connection broke")
+    for key, value in call.trailing_metadata() or ():
+        if key == _DETAILS_KEY:
+            return _explained(status, text, value)
+    return Failure(status, text)
+
+
+def error_of(failed: Failure, call: Call[Any], address: str) -> errors.ClientError:
+    """Return the error that a caller can act on."""
+    text = failed.text or failed.status
+    match failed.reason, failed.status:
+        case ("CANNOT_PLACE", _):
+            return errors.Refused(failed.refusals or Refusals(text, (), 0, 0))
+        case ("NOT_GRANTED", _):
+            return errors.AllocationEnded(call.about, AllocationState.ENDED, text)
+        case ("NOT_FOUND", _):
+            return errors.NotFound(text)
+        case ("KEY_REUSED", _):
+            return errors.KeyReused(text)
+        case ("VERSION_TOO_OLD", _):
+            return errors.VersionTooOld(text)
+        case ("STORE_UNAVAILABLE", _):
+            return errors.StoreUnavailable(text)
+        case ("INVALID_REQUEST", _) | (_, "INVALID_ARGUMENT"):
+            return errors.InvalidRequest(_with_fields(text, failed.fields))
+        case ("" | "STOPPING", "UNAVAILABLE" | "CANCELLED"):
+            return errors.Unreachable(f"aggregator at {address} cannot be reached: {_cause(text)}")
+        case ("", "RESOURCE_EXHAUSTED") if "larger than max" in text:
+            return errors.InvalidRequest(f"the request is too large: {text}")
+        case ("", "DEADLINE_EXCEEDED"):
+            return errors.Unreachable(f"aggregator at {address} did not answer in time")
+        case ("", "UNIMPLEMENTED"):
+            return errors.AggregatorFailed(
+                f"what answers at {address} has no {call.method}: another program, or an older one"
+            )
+        case _:
+            return errors.AggregatorFailed(
+                f"aggregator at {address}: {call.method} failed with {failed.status}: {text}"
+            )
+
+
+def _explained(status: str, text: str, value: bytes) -> Failure:
+    """Read google.rpc details; what is not ours or cannot be read is left out."""
+    details = status_pb2.Status()
+    try:
+        details.ParseFromString(value)
+    except DecodeError:
+        return Failure(status, text)
+    info = error_details_pb2.ErrorInfo()
+    bad = error_details_pb2.BadRequest()
+    refusals = types_pb2.Refusals()
+    found: Refusals | None = None
+    for each in details.details:
+        # Unpack does nothing to a message of another type.
+        each.Unpack(bad)
+        each.Unpack(info)
+        if each.Unpack(refusals):
+            found = _refusals(refusals)
+    return Failure(
+        status,
+        text,
+        info.reason if info.domain == ERROR_DOMAIN else "",
+        found,
+        tuple((each.field, each.description) for each in bad.field_violations),
+    )
+
+
+def _with_fields(text: str, fields: Sequence[tuple[str, str]]) -> str:
+    """Return the text, with what is wrong field by field unless it says so already."""
+    more = [f"{field}: {wrong}" for field, wrong in fields if wrong not in text]
+    return "; ".join([text, *more])
+
+
+def _cause(text: str) -> str:
+    """Return the end of gRPC's chain of causes, which is the part that a person can act on."""
+    return text.rsplit("Failed to connect to remote host: ", 1)[-1].removeprefix("connect: ")

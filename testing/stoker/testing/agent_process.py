@@ -1,0 +1,277 @@
+"""The agent's process in a simulated world: the real `NodeState`, journal codec and wire, on a
+simulated host.
+"""
+
+from typing import assert_never
+
+from stoker.agent import events as e
+from stoker.agent import wire
+from stoker.agent.actions import (
+    Action,
+    ReadInventory,
+    ReadProcesses,
+    SaveJournal,
+    SendFrame,
+    SendHello,
+)
+from stoker.agent.journal import decode_batch, encode_batch
+from stoker.agent.model import DriverState, DriverStatus, HeldAllocation, NodeIdentity
+from stoker.agent.records import Durable, Record
+from stoker.agent.state import NodeState
+from stoker.testing.calls import AGGREGATOR, CONNECT, Failed, packet, read_packet
+from stoker.testing.disk import Disk
+from stoker.testing.machine import Machine
+from stoker.testing.network import End
+from stoker.testing.process import Process, Surroundings
+from stoker.testing.witness import Witness
+from stoker.v1 import agent_pb2
+
+READING_SECONDS = (0.001, 0.02)
+PROCESS_READING_SECONDS = (0.005, 0.05)
+PROCESS_INTERVAL_SECONDS = 5.0
+INVENTORY_INTERVAL_SECONDS = 7.0
+DRIVER_PATIENCE_SECONDS = 1.0
+REDIAL_SECONDS = (0.1, 2.0)
+WELCOME_PATIENCE_SECONDS = 10.0
+
+
+class AgentProcess(Process):
+    """One agent; its journal and its machine outlive it."""
+
+    def __init__(
+        self, machine: Machine, interval_seconds: float, around: Surroundings, witness: Witness
+    ) -> None:
+        super().__init__(machine.name, around)
+        self.witness = witness
+        self.machine = machine
+        self.interval_seconds = interval_seconds
+        self.disk: Disk[bytes] = Disk(around.scheduler, around.rng)
+        self._durable = Durable()
+        self._durable_batches = 0
+
+    @property
+    def durable(self) -> Durable:
+        """What the journal on the disk adds up to, whether the process lives or not."""
+        if self._durable_batches != len(self.disk.durable):
+            fresh = self.disk.durable[self._durable_batches :]
+            self._durable = self._durable.after(
+                r for batch in fresh for r in decode_batch(batch[:-1])
+            )
+            self._durable_batches = len(self.disk.durable)
+        return self._durable
+
+    @property
+    def held(self) -> tuple[HeldAllocation, ...]:
+        """What the node holds, by its journal."""
+        return tuple(self.durable.held.values())
+
+    def lose_journal(self) -> None:
+        """Lose the disk, as a reinstallation does; only while the process is down."""
+        assert not self.is_up
+        self.tell("its journal is lost")
+        self.disk.durable.clear()
+        self._durable, self._durable_batches = Durable(), 0
+
+    def cut_power(self) -> None:
+        """Die with the whole host, which comes up again later: nobody is told."""
+        self.around.network.fall_silent(self.name)
+        self.crash("power failure")
+        self.machine.reboot(self.now, f"boot-{self.around.rng.randrange(1 << 32):08x}")
+
+    # --- a life
+
+    def begin(self) -> None:
+        identity = NodeIdentity(
+            node=self.name,
+            agent_version="0.1.0",
+            boot_id=self.machine.boot_id,
+            simulated=True,
+            pool="",
+            labels={},
+            interval_seconds=self.interval_seconds,
+            process_id=f"{self.around.rng.randrange(1 << 64):016x}",
+        )
+        records: tuple[Record, ...] = tuple(
+            record for batch in self.disk.durable for record in decode_batch(batch[:-1])
+        )
+        self.state = NodeState.restore(records, identity)
+        self._end: End | None = None
+        self._is_reading = False
+        self._read_again = False
+        self._driver = DriverStatus(DriverState.STARTING)
+        self._handle(e.Started(self._wall()))
+        self.after(self.around.rng.uniform(0.0, 0.5), self._read_inventory_regularly)
+        self.after(self.around.rng.uniform(0.5, 1.0), self._sample)
+        self.after(self.around.rng.uniform(0.5, 1.5), self._read_processes_regularly)
+        self.after(self.around.rng.uniform(*REDIAL_SECONDS), self._dial)
+
+    def perish(self) -> None:
+        kept = self.disk.crash()
+        if kept:
+            self.tell(f"its disk had {kept} batches that it was not told of")
+        self.around.network.break_all_of(self.name)
+
+    def _handle(self, event: e.Event) -> None:
+        for action in self.state.handle(event, self.machine.monotonic(self.now)):
+            self._act(action)
+
+    def _act(self, action: Action) -> None:
+        match action:
+            case SendHello(hello):
+                held = ", ".join(each.id for each in hello.held)
+                self.tell(f"hello: first frame {hello.first_sequence}, holds [{held}]")
+                self._send(wire.hello_message(hello))
+            case SendFrame(frame):
+                self._send(wire.frame_message(frame))
+            case SaveJournal(ticket, records):
+                self._save(ticket, records)
+            case ReadProcesses():
+                if self._is_reading:
+                    self._read_again = True
+                else:
+                    self._read_processes()
+            case ReadInventory():
+                self._read_inventory()
+            case _:
+                assert_never(action)
+
+    # --- the journal
+
+    def _save(self, ticket: int, records: tuple[Record, ...]) -> None:
+        def answered(reason: str) -> None:
+            if reason:
+                self.tell(f"cannot save {_names(records)}: {reason}")
+                self._handle(e.JournalFailed(self._wall(), ticket, reason))
+                return
+            self.tell(f"has saved {_names(records)}")
+            self.pass_point("agent: saved, not handled")
+            self._handle(e.JournalSaved(self._wall(), ticket))
+            self.pass_point("agent: saved and reported")
+
+        self.disk.write(encode_batch(records), self.guarded(answered))
+        self.pass_point("agent: save begun")
+
+    # --- the driver
+
+    def _read_inventory_regularly(self) -> None:
+        self.after(INVENTORY_INTERVAL_SECONDS, self._read_inventory_regularly)
+        self._read_inventory()
+
+    def _read_inventory(self) -> None:
+        if not self.machine.hangs(self.now):
+            self._handle(e.InventoryRead(self._wall(), self.machine.inventory(self.now)))
+
+    def _sample(self) -> None:
+        self.after(self.interval_seconds, self._sample)
+        if self.machine.hangs(self.now):
+            self.after(DRIVER_PATIENCE_SECONDS, self._miss_sample)
+        else:
+            self.after(self.around.rng.uniform(*READING_SECONDS), self._take_sample)
+
+    def _take_sample(self) -> None:
+        if self.machine.hangs(self.now):
+            self.after(DRIVER_PATIENCE_SECONDS, self._miss_sample)
+            return
+        if self._driver.state is not DriverState.READING:
+            self._driver = DriverStatus(DriverState.READING, "", self._driver.restarts + 1)
+            self._handle(e.DriverChanged(self._wall(), self._driver))
+            self._read_inventory()
+        self._handle(e.SampleTaken(self._wall(), self.machine.samples(self.now)))
+
+    def _miss_sample(self) -> None:
+        self._handle(e.SamplingFailed(self._wall(), "timeout", "the driver does not answer"))
+        if self._driver.state is not DriverState.BLOCKED:
+            self.tell("its driver hangs")
+            self._driver = DriverStatus(DriverState.BLOCKED, "hangs", self._driver.restarts)
+            self._handle(e.DriverChanged(self._wall(), self._driver))
+
+    def _read_processes_regularly(self) -> None:
+        self.after(PROCESS_INTERVAL_SECONDS, self._read_processes_regularly)
+        self._act(ReadProcesses())
+
+    def _read_processes(self) -> None:
+        self._is_reading = True
+        started_wall = self._wall()
+        self.witness.reading_begun(self.name, started_wall, self.now)
+        self._handle(e.ProcessReadingBegun(self._wall()))
+
+        def finish() -> None:
+            if self.machine.hangs(self.now):
+                self.after(DRIVER_PATIENCE_SECONDS, fail)
+                return
+            taken = self.machine.processes_taken(started_wall, self.now)
+            self._is_reading = False
+            self._handle(taken)
+            self._read_on()
+
+        def fail() -> None:
+            self._is_reading = False
+            reason = "the driver does not answer"
+            self._handle(e.ProcessReadingFailed(self._wall(), reason))
+            self._read_on()
+
+        self.after(self.around.rng.uniform(*PROCESS_READING_SECONDS), finish)
+
+    def _read_on(self) -> None:
+        if self._read_again and not self._is_reading:
+            self._read_again = False
+            self._read_processes()
+
+    # --- the link
+
+    def _dial(self) -> None:
+        end = self._end = self.around.network.dial(self.name, AGGREGATOR, CONNECT)
+        end.on_message = self.guarded(lambda message: self._hear(end, message))
+        end.on_end = self.guarded(lambda reason: self._hang_up(end, reason))
+        self._welcomed = False
+        self._handle(e.LinkUp(self._wall()))
+
+        def lose_patience() -> None:
+            if self._end is end and not self._welcomed:
+                end.close()
+                self._hang_up(end, "no welcome")
+
+        self.after(WELCOME_PATIENCE_SECONDS, lose_patience)
+
+    def _hang_up(self, end: End, reason: str) -> None:
+        if self._end is not end:
+            return
+        self.tell(f"stream is gone: {reason}")
+        self._end = None
+        self._handle(e.LinkDown(self._wall(), reason))
+        self.after(self.around.rng.uniform(*REDIAL_SECONDS), self._dial)
+
+    def _send(self, message: agent_pb2.AgentMessage) -> None:
+        if self._end is not None:
+            self._end.send(packet(message))
+
+    def _hear(self, end: End, data: bytes) -> None:
+        if self._end is not end:
+            return  # a stream that was given up delivers late
+        said = read_packet(agent_pb2.AggregatorMessage, data)
+        if isinstance(said, Failed):
+            end.close()
+            self._hang_up(end, said.reason)
+            return
+        message = wire.read_message(said.message)
+        match message:
+            case wire.Welcome(_, _, acked):
+                self.tell(f"is welcome, frames up to {acked} are taken in")
+                self._welcomed = True
+                self.witness.heard_ack(self.name, acked, self.now)
+                self._handle(e.Welcomed(self._wall(), acked))
+            case wire.Ack(sequence):
+                self.witness.heard_ack(self.name, sequence, self.now)
+                self._handle(e.FrameAcked(self._wall(), sequence))
+            case wire.Order(id_, command):
+                self.tell(f"gets command {id_}: {command}")
+                self._handle(e.CommandReceived(self._wall(), id_, command))
+            case _:
+                assert_never(message)
+
+    def _wall(self) -> float:
+        return self.machine.wall(self.now)
+
+
+def _names(records: tuple[Record, ...]) -> str:
+    return ", ".join(str(record) for record in records)

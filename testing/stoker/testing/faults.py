@@ -1,0 +1,305 @@
+"""What goes wrong in a simulated world, how often, and the adversary that does it.
+
+A seed draws which kinds of trouble its world has at all: a world with everything at once hides what
+a world with three kinds of trouble shows.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
+from random import Random
+from typing import TYPE_CHECKING, TypeVar
+
+from stoker.testing.calls import call
+from stoker.testing.machine import GIB
+from stoker.testing.network import NO_FAULTS, NetworkFaults
+from stoker.v1 import fleet_pb2
+
+T = TypeVar("T")
+
+if TYPE_CHECKING:
+    from stoker.testing.agent_process import AgentProcess
+    from stoker.testing.disk import Disk
+    from stoker.testing.machine import Machine
+    from stoker.testing.world import World
+
+
+@dataclass(frozen=True, slots=True)
+class Faults:
+    """Mean seconds between two troubles of a kind in the whole world; None: it does not happen."""
+
+    agent_cut_off: float | None = 12.0
+    client_cut_off: float | None = 15.0
+    aggregator_killed: float | None = 25.0
+    agent_killed: float | None = 12.0
+    power_failed: float | None = 60.0
+    journal_lost: float | None = 90.0
+    aggregator_disk_full: float | None = 50.0
+    agent_disk_full: float | None = 25.0
+    aggregator_disk_slow: float | None = 40.0
+    agent_disk_slow: float | None = 25.0
+    driver_hung: float | None = 20.0
+    gpu_unreadable: float | None = 25.0
+    gpu_lost: float | None = 60.0
+    clock_stepped: float | None = 20.0
+    cordoned: float | None = 20.0
+    foreign_process: float | None = 6.0
+    # Breaks a promise by itself, so no seed draws it: nothing acknowledged survives its disk.
+    ledger_lost: float | None = None
+    fatal_point: float = 0.001  # the probability that a named point of the work is the last
+    network: NetworkFaults = field(default_factory=NetworkFaults)
+
+    @staticmethod
+    def none() -> "Faults":
+        """Return a world in which everything only takes time."""
+        return Faults(
+            **{each.name: None for each in fields(Faults) if each.name in KINDS},
+            fatal_point=0.0,
+            network=NO_FAULTS,
+        )
+
+    @staticmethod
+    def drawn(rng: Random) -> "Faults":
+        """Return a random choice of kinds, some of them more often than usual."""
+        share = rng.choice((0.3, 0.6, 1.0))
+        drawn: dict[str, float | None] = {}
+        for kind in KINDS:
+            usual = getattr(Faults(), kind)
+            happens = usual is not None and rng.random() < share
+            drawn[kind] = usual * rng.uniform(0.4, 1.5) if happens else None
+        return replace(
+            Faults(),
+            **drawn,
+            fatal_point=rng.choice((0.0, 0.001, 0.003)),
+            network=rng.choice((NO_FAULTS, NetworkFaults(), NetworkFaults(slow=0.1))),
+        )
+
+    def described(self) -> str:
+        """Return the kinds that happen."""
+        kinds = [f"{kind} {mean:.0f}" for kind in KINDS if (mean := getattr(self, kind))]
+        return f"{', '.join(kinds)}; fatal point {self.fatal_point}; {self.network}"
+
+
+class Adversary:
+    """Does what the faults say, until the world is calm."""
+
+    def __init__(self, world: "World", faults: Faults) -> None:
+        self._world = world
+        self._rng = world.rng
+        self._faults = faults
+
+    def begin(self) -> None:
+        """Let the first trouble of each kind come in its time."""
+        for kind in KINDS:
+            self._later(kind)
+
+    def relent(self) -> None:
+        """Mend everything that can be mended, at once; what has died starts again by itself."""
+        world = self._world
+        world.network.faults = NO_FAULTS
+        world.network.heal_all()
+        world.aggregator.file.disk.mend()
+        for agent in world.agents:
+            agent.disk.mend()
+        for machine in world.machines.values():
+            machine.hangs_until = 0.0
+            machine.unreadable.clear()
+            machine.lost.clear()
+            for process in machine.foreign():
+                machine.end(process.pid)
+        for name in world.machines:
+            self._uncordon_surely(name)
+
+    def _later(self, kind: str) -> None:
+        mean = getattr(self._faults, kind)
+        if mean is not None:
+            self._world.scheduler.after(
+                self._rng.expovariate(1.0 / mean), partial(self._strike, kind)
+            )
+
+    def _strike(self, kind: str) -> None:
+        if not self._world.is_calm:
+            KINDS[kind](self)
+            self._later(kind)
+
+    def _tell(self, what: str) -> None:
+        self._world.story.tell("trouble", what)
+
+    def _for_a_while(self, mean_seconds: float, what: str, mend: Callable[[], None]) -> None:
+        seconds = self._rng.expovariate(1.0 / mean_seconds)
+        self._tell(f"{what}, for {seconds:.1f} s")
+
+        def mend_now() -> None:
+            self._tell(f"no longer: {what}")
+            mend()
+
+        self._world.scheduler.after(seconds, mend_now)
+
+    def _any_agent(self) -> "AgentProcess":
+        return self._rng.choice(self._world.agents)
+
+    def _any_machine(self) -> "Machine":
+        return self._rng.choice(list(self._world.machines.values()))
+
+    def cut_off(self, name: str) -> None:
+        """Part a process and the aggregator."""
+        network, aggregator = self._world.network, self._world.aggregator.name
+        network.partition(name, aggregator)
+        what = f"{name} is cut off"
+        self._for_a_while(8.0, what, lambda: network.heal(name, aggregator))
+
+    def agent_cut_off(self) -> None:
+        """Part a node and the aggregator."""
+        self.cut_off(self._any_agent().name)
+
+    def client_cut_off(self) -> None:
+        """Part a client and the aggregator."""
+        self.cut_off(self._rng.choice(self._world.clients).name)
+
+    def aggregator_killed(self) -> None:
+        """Kill the aggregator."""
+        self._world.aggregator.crash("killed")
+
+    def ledger_lost(self) -> None:
+        """Take the aggregator's disk away; sometimes there is a backup of some age."""
+        aggregator = self._world.aggregator
+        aggregator.crash("its disk is replaced")
+        groups = len(aggregator.file.disk.durable)
+        kept = self._rng.choice((0, self._rng.randint(0, groups)))
+        aggregator.file.cut_back(kept)
+        self._tell(f"of {groups} transactions the ledger has {kept}")
+        held = {each.id for agent in self._world.agents for each in agent.held}
+        self._world.witness.lost_ledger(aggregator.file, held if kept == 0 else set())
+
+    def agent_killed(self) -> None:
+        """Kill an agent."""
+        self._any_agent().crash("killed")
+
+    def power_failed(self) -> None:
+        """Take a host down with everything on it."""
+        agent = self._any_agent()
+        if agent.is_up:
+            agent.cut_power()
+
+    def journal_lost(self) -> None:
+        """Take an agent's disk away."""
+        agent = self._any_agent()
+        agent.crash("its disk is replaced")
+        agent.lose_journal()
+
+    def aggregator_disk_full(self) -> None:
+        """Let the aggregator's disk be full."""
+        self._disk("full", 3.0, self._world.aggregator.file.disk, "the aggregator")
+
+    def agent_disk_full(self) -> None:
+        """Let an agent's disk be full."""
+        agent = self._any_agent()
+        self._disk("full", 4.0, agent.disk, agent.name)
+
+    def aggregator_disk_slow(self) -> None:
+        """Let the aggregator's disk take its time."""
+        self._disk("slow", 4.0, self._world.aggregator.file.disk, "the aggregator")
+
+    def agent_disk_slow(self) -> None:
+        """Let an agent's disk take its time."""
+        agent = self._any_agent()
+        self._disk("slow", 5.0, agent.disk, agent.name)
+
+    def _disk(self, how: str, mean_seconds: float, disk: "Disk[T]", whose: str) -> None:
+        def turn(on: bool) -> None:
+            if how == "full":
+                disk.is_full = on
+            else:
+                disk.is_slow = on
+
+        turn(True)
+        self._for_a_while(mean_seconds, f"the disk of {whose} is {how}", lambda: turn(False))
+
+    def driver_hung(self) -> None:
+        """Let the driver of a machine hang."""
+        machine = self._any_machine()
+        seconds = self._rng.expovariate(1.0 / 5.0)
+        machine.hangs_until = self._world.scheduler.now + seconds
+        self._tell(f"the driver of {machine.name} hangs for {seconds:.1f} s")
+
+    def gpu_unreadable(self) -> None:
+        """Let the processes of a GPU be unknown."""
+        machine = self._any_machine()
+        gpu = self._rng.choice(machine.gpus)
+        machine.unreadable.add(gpu.uuid)
+        what = f"the processes on {machine.name}/{gpu.index} cannot be read"
+        self._for_a_while(6.0, what, lambda: machine.unreadable.discard(gpu.uuid))
+
+    def gpu_lost(self) -> None:
+        """Let a GPU fall off the bus, and come back."""
+        machine = self._any_machine()
+        gpu = self._rng.choice(machine.gpus)
+        machine.lost.add(gpu.uuid)
+        what = f"{machine.name}/{gpu.index} is lost"
+        self._for_a_while(10.0, what, lambda: machine.lost.discard(gpu.uuid))
+
+    def clock_stepped(self) -> None:
+        """Set the wall clock of a machine to another time."""
+        machine = self._any_machine()
+        step = self._rng.choice((-1, 1)) * 10 ** self._rng.uniform(-1.0, 4.0)
+        machine.wall_offset += step
+        self._tell(f"the clock of {machine.name} is set by {step:+.1f} s")
+
+    def cordoned(self) -> None:
+        """Cordon a node for a while, if the operator gets through."""
+        name = self._any_machine().name
+        message = fleet_pb2.CordonRequest(node=name, reason="maintenance")
+        kind = fleet_pb2.CordonResponse
+        call(self._world.network, "operator", "Cordon", message, kind, _ignore)
+        self._for_a_while(8.0, f"an operator cordons {name}", lambda: self._uncordon(name))
+
+    def _uncordon(self, name: str) -> None:
+        message, kind = fleet_pb2.UncordonRequest(node=name), fleet_pb2.UncordonResponse
+        call(self._world.network, "operator", "Uncordon", message, kind, _ignore)
+
+    def _uncordon_surely(self, name: str) -> None:
+        """Uncordon again and again until it is so."""
+        aggregator = self._world.aggregator
+        node = aggregator.fleet.nodes.get(name)
+        if not aggregator.is_up or (node is not None and node.cordoned is not None):
+            self._uncordon(name)
+            self._world.scheduler.after(1.0, partial(self._uncordon_surely, name))
+
+    def foreign_process(self) -> None:
+        """Let somebody who asked nobody use a GPU."""
+        machine = self._any_machine()
+        now = self._world.scheduler.now
+        gpus = self._rng.sample(machine.gpus, self._rng.choice((1, 1, 2)))
+        bytes_ = self._rng.randint(1, 8) * GIB
+        pid = machine.run(now, [gpu.uuid for gpu in gpus], bytes_, "", is_claim_visible=True)
+        where = ",".join(str(gpu.index) for gpu in gpus)
+        what = f"a foreign process runs on {machine.name}/{where}"
+        self._for_a_while(8.0, what, lambda: machine.end(pid))
+
+
+def _ignore(said: object) -> None:
+    del said
+
+
+KINDS: dict[str, Callable[[Adversary], None]] = {
+    kind.__name__: kind
+    for kind in (
+        Adversary.agent_cut_off,
+        Adversary.client_cut_off,
+        Adversary.aggregator_killed,
+        Adversary.ledger_lost,
+        Adversary.agent_killed,
+        Adversary.power_failed,
+        Adversary.journal_lost,
+        Adversary.aggregator_disk_full,
+        Adversary.agent_disk_full,
+        Adversary.aggregator_disk_slow,
+        Adversary.agent_disk_slow,
+        Adversary.driver_hung,
+        Adversary.gpu_unreadable,
+        Adversary.gpu_lost,
+        Adversary.clock_stepped,
+        Adversary.cordoned,
+        Adversary.foreign_process,
+    )
+}

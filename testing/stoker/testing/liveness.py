@@ -1,0 +1,137 @@
+"""What a simulated world comes to once the faults have stopped, one function per promise; its
+docstring is it.
+"""
+
+from typing import TYPE_CHECKING
+
+from stoker.aggregator.model import Allocation, AllocationState
+from stoker.testing.broken import Broken
+from stoker.testing.machine import RESERVED_BYTES
+from stoker.testing.moments import could_ever_host
+
+if TYPE_CHECKING:
+    from stoker.testing.world import World
+
+# Frames that may wait for their acknowledgement: the aggregator acknowledges every two seconds.
+UNDER_WAY_MAX = 6
+
+
+def everybody_is_up_and_heard(world: "World") -> None:
+    """Every agent has a stream, its driver is read, its samples are fresh, its outbox is drained,
+    and the aggregator knows the GPUs that it has.
+    """
+    fleet = world.aggregator.fleet
+    for agent in world.agents:
+        view, status = agent.state.view(), fleet.status(agent.name)
+        fresh_until = fleet.fresh_until.get(agent.name, 0.0)
+        gpus = {gpu.uuid for gpu in fleet.nodes[agent.name].facts.gpus}
+        if (
+            not (agent.is_up and view.connected and status.session)
+            or view.outbox_frames > UNDER_WAY_MAX
+            or fresh_until < world.aggregator.clock.now()
+            or gpus != {gpu.uuid for gpu in agent.machine.gpus}
+        ):
+            raise Broken(
+                everybody_is_up_and_heard,
+                node=agent.name,
+                connected=view.connected,
+                outbox_frames=view.outbox_frames,
+                fresh_until=world.aggregator.virtual(fresh_until),
+                gpus=gpus,
+                status=status,
+            )
+
+
+def what_is_given_up_ends(world: "World") -> None:
+    """Nothing stays in `releasing`."""
+    for allocation in world.aggregator.fleet.allocations.values():
+        if allocation.state is AllocationState.RELEASING:
+            held = world.aggregator.fleet.status(allocation.node).held
+            raise Broken(what_is_given_up_ends, allocation=allocation, held_by_node=held)
+
+
+def nodes_hold_what_the_ledger_grants(world: "World") -> None:
+    """What a node holds is what the ledger grants on it, devices and bytes too."""
+    granted: dict[str, dict[str, tuple[list[str], int | None]]] = {a.name: {} for a in world.agents}
+    for allocation in world.aggregator.fleet.allocations.values():
+        if allocation.state is AllocationState.GRANTED:
+            granted[allocation.node][allocation.id] = _claim(allocation)
+    for agent in world.agents:
+        held = {h.id: (sorted(h.gpu_uuids), h.memory_bytes) for h in agent.held}
+        if held != granted[agent.name]:
+            raise Broken(
+                nodes_hold_what_the_ledger_grants,
+                node=agent.name,
+                held=held,
+                granted=granted[agent.name],
+            )
+
+
+def clients_have_what_the_ledger_grants(world: "World") -> None:
+    """Every granted allocation has a client that believes in it."""
+    granted = {
+        allocation.id
+        for allocation in world.aggregator.fleet.allocations.values()
+        if allocation.state is AllocationState.GRANTED
+    }
+    beliefs = world.witness.beliefs.values()
+    believed = {belief.id for belief in beliefs if belief.until > world.scheduler.now}
+    if granted != believed:
+        raise Broken(
+            clients_have_what_the_ledger_grants, granted=sorted(granted), believed=sorted(believed)
+        )
+
+
+def nothing_that_fits_is_left_waiting(world: "World") -> None:
+    """Of the waiting requests, in their order, none fits on a node that is not kept for one ahead
+    of it.
+    """
+    fleet = world.aggregator.fleet
+    free: dict[str, int] = {}  # GPU UUID -> bytes that nobody has
+    whole: set[str] = set()  # GPUs that nobody has a part of
+    for node in fleet.nodes.values():
+        for gpu in node.facts.gpus:
+            free[gpu.uuid] = gpu.memory_total_bytes - RESERVED_BYTES
+            whole.add(gpu.uuid)
+    for allocation in fleet.allocations.values():
+        if allocation.state in (AllocationState.GRANTED, AllocationState.RELEASING):
+            for device in allocation.devices:
+                whole.discard(device.uuid)
+                free[device.uuid] -= device.memory_bytes
+    kept: set[str] = set()
+    for waiting in fleet.queue():
+        request = waiting.request
+        hosts = [n for n in fleet.nodes.values() if could_ever_host(n, request)]
+        for node in hosts:
+            gpus = [g for g in node.facts.gpus if request.model is None or g.model == request.model]
+            if request.memory_bytes is None:
+                fits = sum(gpu.uuid in whole for gpu in gpus) >= request.gpus
+            else:
+                fits = any(free[gpu.uuid] >= request.memory_bytes for gpu in gpus)
+            if fits and node.facts.name not in kept:
+                raise Broken(
+                    nothing_that_fits_is_left_waiting, waiting=waiting, node=node.facts.name
+                )
+        kept.update(node.facts.name for node in hosts)
+
+
+def check_settled(world: "World") -> None:
+    """Raise Broken unless everything that was given up is over and both sides agree."""
+    for check in (
+        everybody_is_up_and_heard,
+        what_is_given_up_ends,
+        nodes_hold_what_the_ledger_grants,
+        clients_have_what_the_ledger_grants,
+    ):
+        check(world)
+
+
+def check_rest(world: "World") -> None:
+    """Raise Broken unless, beside that, everything that fits was granted."""
+    check_settled(world)
+    nothing_that_fits_is_left_waiting(world)
+
+
+def _claim(allocation: Allocation) -> tuple[list[str], int | None]:
+    shares = [device.memory_bytes for device in allocation.devices if not device.exclusive]
+    return sorted(device.uuid for device in allocation.devices), shares[0] if shares else None

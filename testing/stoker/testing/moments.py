@@ -1,0 +1,325 @@
+"""What has to hold at the moment of a decision, a commit, an answer or a frame, one function per
+promise.
+
+Each docstring is the promise. They look at the fleet's tables and at what was reported, never at
+the code that decides: a filter that is forgotten there is not forgotten here.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from stoker.aggregator import events as e
+from stoker.aggregator.fleet import INTERVALS_FRESH, Fleet
+from stoker.aggregator.model import (
+    Allocation,
+    AllocationState,
+    Device,
+    DriverState,
+    GpuSample,
+    Node,
+    NodeStatus,
+    Request,
+)
+from stoker.testing.broken import Broken
+from stoker.testing.machine import DRIFT_RATIO_MAX, RESERVED_BYTES
+
+# What the rounding of floats may add up to.
+TOLERANCE_SECONDS = 0.002
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """What a client was told: it has these devices until then (virtual seconds), or later."""
+
+    id: str
+    node: str
+    devices: tuple[Device, ...]
+    until: float
+
+
+@dataclass(slots=True)
+class Decided:
+    """The fleet as a round has it after the events that were looked at so far."""
+
+    fleet: Fleet
+    wall: float
+    cordoned: set[str]
+    claims: dict[str, list[tuple[str, int, bool]]]  # GPU UUID -> allocation, bytes, exclusive
+    waiting: dict[str, tuple[tuple[int, int], Request]]  # id -> its place in the queue, its wish
+
+    @staticmethod
+    def of(fleet: Fleet, wall: float) -> "Decided":
+        """Return what holds before a round."""
+        decided = Decided(fleet, wall, set(), {}, {})
+        decided.cordoned = {n for n, node in fleet.nodes.items() if node.cordoned is not None}
+        for allocation in fleet.allocations.values():
+            if allocation.state in (AllocationState.GRANTED, AllocationState.RELEASING):
+                decided.claim(allocation.id, allocation.devices)
+            elif allocation.state is AllocationState.WAITING:
+                place = (-allocation.request.priority, allocation.version)
+                decided.waiting[allocation.id] = (place, allocation.request)
+        return decided
+
+    def claim(self, id_: str, devices: tuple[Device, ...]) -> None:
+        """Take in a grant."""
+        for device in devices:
+            claim = (id_, device.memory_bytes, device.exclusive)
+            self.claims.setdefault(device.uuid, []).append(claim)
+
+    def take(self, event: e.DurableEvent, number: int) -> None:
+        """Take in an event that was looked at; `number` orders those of one round."""
+        match event:
+            case e.NodeCordoned():
+                self.cordoned.add(event.node)
+            case e.NodeUncordoned():
+                self.cordoned.discard(event.node)
+            case e.AllocationGranted() | e.AllocationAdopted():
+                self.waiting.pop(event.id, None)
+                self.claim(event.id, event.devices)
+            case e.AllocationRequested():
+                place = (-event.request.priority, self.fleet.version + number)
+                self.waiting[event.id] = (place, event.request)
+            case e.AllocationEnded():
+                self.waiting.pop(event.id, None)
+                for uuid, claims in self.claims.items():
+                    self.claims[uuid] = [claim for claim in claims if claim[0] != event.id]
+            case e.NodeRegistered() | e.AllocationReleasing() | e.AllocationsForgotten():
+                pass
+
+
+def grants_fit_the_last_report(decided: Decided, grant: e.AllocationGranted) -> None:
+    """Nothing is granted on a node that is disconnected, unreadable, stale or cordoned, nor on a
+    GPU that was not read, that somebody has or that a foreign process uses, by the last report at
+    the time of the decision.
+    """
+
+    def refuse(why: str, **found: object) -> None:
+        raise Broken(grants_fit_the_last_report, why=why, grant=grant, **found)
+
+    node = decided.fleet.nodes[grant.node]
+    status = decided.fleet.status(grant.node)
+    if status.session == 0:
+        refuse("the node is not connected")
+    if status.driver is not DriverState.READING:
+        refuse("its driver is not read", driver=status.driver)
+    if grant.node in decided.cordoned:
+        refuse("it is cordoned")
+    fresh_seconds = INTERVALS_FRESH * node.facts.interval_seconds
+    sampled_at = status.last_sample_at
+    if sampled_at is None or decided.wall - sampled_at > fresh_seconds + TOLERANCE_SECONDS:
+        refuse("its samples are old", now=decided.wall, sampled_at=sampled_at)
+    for device in grant.devices:
+        why = _objection(decided, node, status, device)
+        if why:
+            refuse(why, device=device, claims=decided.claims.get(device.uuid))
+
+
+def _objection(decided: Decided, node: Node, status: NodeStatus, device: Device) -> str:
+    gpu = next((gpu for gpu in node.facts.gpus if gpu.uuid == device.uuid), None)
+    table = status.processes
+    if gpu is None:
+        return "the node does not have the GPU"
+    if table is None or device.uuid in table.unread_gpu_uuids:
+        return "its processes are not known"
+    if (status.samples or {}).get(device.uuid) is None:
+        return "it was not sampled"
+    claims = decided.claims.get(device.uuid, [])
+    ours = {claim[0] for claim in claims}
+    foreign = [
+        process
+        for process in table.processes
+        if process.gpu_uuid == device.uuid and process.allocation_id not in ours
+    ]
+    if device.exclusive:
+        return f"it is used: {claims} {foreign}" if claims or foreign else ""
+    if any(exclusive for _, _, exclusive in claims):
+        return f"it is held whole: {claims}"
+    taken = device.memory_bytes + sum(bytes_ for _, bytes_, _ in claims)
+    taken += sum(process.memory_used_bytes or 0 for process in foreign)
+    if taken > gpu.memory_total_bytes:
+        return f"{taken} bytes of {gpu.memory_total_bytes} would be taken, {foreign}"
+    return ""
+
+
+def nobody_overtakes_the_queue(decided: Decided, grant: e.AllocationGranted) -> None:
+    """A grant never goes to a node that a waiting request ahead of it (of higher priority, or of
+    the same and earlier) could use once it is free.
+    """
+    known = decided.waiting.get(grant.id)
+    own_place = known[0] if known else (-grant.request.priority, decided.fleet.version + 10**6)
+    node = decided.fleet.nodes[grant.node]
+    for id_, (place, request) in decided.waiting.items():
+        if id_ != grant.id and place < own_place and could_ever_host(node, request):
+            raise Broken(nobody_overtakes_the_queue, grant=grant, ahead=id_, its_request=request)
+
+
+def could_ever_host(node: Node, request: Request) -> bool:
+    """Whether the node would surely host the request if it were free and well."""
+    gpus = [g for g in node.facts.gpus if request.model is None or g.model == request.model]
+    if request.node not in (None, node.facts.name):
+        return False
+    if request.memory_bytes is None:
+        return len(gpus) >= request.gpus
+    room = max((gpu.memory_total_bytes for gpu in gpus), default=0) - RESERVED_BYTES
+    return room >= request.memory_bytes
+
+
+def devices_were_looked_at_since_the_last_tenant(
+    grant: e.AllocationGranted,
+    status: NodeStatus,
+    vacated_at: Mapping[str, float],
+    reading_began_at: float | None,
+) -> None:
+    """Between the end of one tenancy of a GPU and the next there is a reading of the processes on
+    it, begun after the first tenant had given it up, and the decision is made with that reading or
+    a later one.
+    """
+    for device in grant.devices:
+        given_up = vacated_at.get(device.uuid)
+        if given_up is not None and (reading_began_at is None or reading_began_at < given_up):
+            raise Broken(
+                devices_were_looked_at_since_the_last_tenant,
+                grant=grant,
+                given_up_at=given_up,
+                reading_began_at=reading_began_at,
+                processes=status.processes,
+            )
+
+
+def placement_uses_samples_that_are_young(
+    grant: e.AllocationGranted,
+    samples: Mapping[str, GpuSample],
+    interval_seconds: float,
+    now: float,
+    travel_seconds: float,
+) -> None:
+    """A GPU is granted only on a sample that was truly taken within three intervals, give or take
+    the time of the fastest message of its stream.
+    """
+    for device in grant.devices:
+        taken_at = samples[device.uuid].energy_joules or 0.0  # the simulated counter tells the time
+        age = now - taken_at
+        if age > INTERVALS_FRESH * interval_seconds + travel_seconds + TOLERANCE_SECONDS:
+            raise Broken(
+                placement_uses_samples_that_are_young,
+                grant=grant,
+                age_seconds=age,
+                interval_seconds=interval_seconds,
+                travel_seconds=travel_seconds,
+            )
+
+
+def samples_are_not_older_than_they_claim(
+    node: str,
+    samples: Mapping[str, GpuSample],
+    virtual: Callable[[float], float],
+    now: float,
+    travel_seconds: float,
+) -> None:
+    """The time that the aggregator gives a sample is later than the true one by no more than the
+    fastest message of the last minute took, whatever the wall clocks of the hosts show.
+    """
+    for uuid, sample in samples.items():
+        if sample.energy_joules is None:
+            continue
+        ahead = virtual(sample.at) - sample.energy_joules
+        # Over the sample's age the two hosts' clocks drift apart.
+        drift = DRIFT_RATIO_MAX * (now - sample.energy_joules)
+        if ahead > travel_seconds + drift + TOLERANCE_SECONDS:
+            raise Broken(
+                samples_are_not_older_than_they_claim,
+                node=node,
+                gpu=uuid,
+                claimed_at=virtual(sample.at),
+                taken_at=sample.energy_joules,
+                travel_seconds=travel_seconds,
+            )
+
+
+def leases_run_their_time(
+    event: e.AllocationReleasing, promise: Promise | None, was_released: bool, now: float
+) -> None:
+    """A lease ends before the time that was acknowledged last only if it was released, or its node
+    refused it.
+    """
+    if promise is None or was_released or event.reason.startswith("refused by node"):
+        return
+    if now < promise.until - TOLERANCE_SECONDS:
+        raise Broken(leases_run_their_time, event=event, promise=promise, now=now)
+
+
+def one_grant_per_key(event: e.AllocationGranted, granted: Mapping[str, str]) -> None:
+    """An idempotency key is never granted twice."""
+    before = granted.get(event.idempotency_key, event.id)
+    if before != event.id:
+        raise Broken(one_grant_per_key, key=event.idempotency_key, first=before, second=event)
+
+
+def acknowledged_is_durable(promise: Promise, durable: Mapping[str, Promise], over: bool) -> None:
+    """A grant is acknowledged only when it is on disk, the same, and not given up there."""
+    stored = durable.get(promise.id)
+    if over or stored is None or (stored.node, stored.devices) != (promise.node, promise.devices):
+        raise Broken(acknowledged_is_durable, acknowledged=promise, stored=stored, given_up=over)
+
+
+def frames_are_taken_in_once_and_in_order(node: str, sequence: int, taken: int) -> None:
+    """Within one incarnation the numbers of the frames that one aggregator takes in rise."""
+    if sequence <= taken:
+        raise Broken(
+            frames_are_taken_in_once_and_in_order, node=node, sequence=sequence, taken=taken
+        )
+
+
+def what_is_taken_in_shows(node: str, sequence: int, taken: int) -> None:
+    """A frame that is counted as taken in is so in the tables: what is left aside is not
+    acknowledged.
+    """
+    if sequence != taken:
+        raise Broken(what_is_taken_in_shows, node=node, sequence=sequence, taken=taken)
+
+
+def what_was_acknowledged_is_not_sent_again(
+    node: str, sequence: int, made_at: float, acked: int, acked_at: float
+) -> None:
+    """A frame is not taken in after its agent has heard that it was taken in; a number may come
+    again only on a frame that was made later (the disk could not reserve numbers, and both sides
+    have restarted).
+    """
+    if sequence <= acked and made_at <= acked_at:
+        raise Broken(
+            what_was_acknowledged_is_not_sent_again,
+            node=node,
+            sequence=sequence,
+            made_at=made_at,
+            acked=acked,
+            acked_at=acked_at,
+        )
+
+
+def acknowledged_frames_are_durable(
+    node: str, acked: int, told: Sequence[str], known: Sequence[str]
+) -> None:
+    """When a frame is acknowledged, the GPUs that the node told of last are in the ledger: it is
+    never needed again.
+    """
+    if list(told) != list(known):
+        raise Broken(
+            acknowledged_frames_are_durable, node=node, acked=acked, told=told, in_the_ledger=known
+        )
+
+
+def what_is_restored_is_what_was_stored(restored: Fleet, replayed: Fleet) -> None:
+    """A snapshot and the events after it give the same tables as all events do."""
+    for table in ("version", "nodes", "allocations", "keys", "waiting"):
+        if getattr(restored, table) != getattr(replayed, table):
+            raise Broken(
+                what_is_restored_is_what_was_stored,
+                table=table,
+                restored=getattr(restored, table),
+                replayed=getattr(replayed, table),
+            )
+
+
+def promise_of(allocation: Allocation, until: float) -> Promise:
+    """Return what an answer about `allocation` promises."""
+    return Promise(allocation.id, allocation.node, allocation.devices, until)

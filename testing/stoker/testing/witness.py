@@ -1,0 +1,295 @@
+"""What outsiders saw of a simulated world: what was stored, promised and believed, for the
+invariants to compare.
+
+The processes call it at the moments that matter, and the checks of those moments (`moments`) are
+made here; what has to hold at any time stands in `invariants`.
+"""
+
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from stoker.aggregator import events as e
+from stoker.aggregator.fleet import Fleet
+from stoker.aggregator.model import Allocation, Device
+from stoker.aggregator.sessions import OFFSET_WINDOW_SECONDS
+from stoker.testing import moments
+from stoker.testing.aggregator_store import LedgerFile
+from stoker.testing.machine import DRIFT_RATIO_MAX, Machine
+from stoker.testing.moments import Decided, Promise
+from stoker.v1 import agent_pb2
+
+
+@dataclass(frozen=True, slots=True)
+class Belief:
+    """That a client may use these devices until then (virtual seconds)."""
+
+    client: str
+    id: str
+    devices: tuple[Device, ...]
+    until: float
+
+
+@dataclass(slots=True)
+class Conversation:
+    """What was said on the newest stream of a node, as far as checks need it."""
+
+    boot_id: str
+    travels: deque[tuple[float, float]]  # of the last messages: when they were taken in, how long
+    error_seconds: float  # by how much the time of its last samples may be wrong
+    told_gpus: tuple[str, ...]  # by the last inventory on it
+
+    def fastest(self, now: float, travel_seconds: float) -> float:
+        """Take in one more message; return the time that the fastest of the last minute took,
+        with how far the clocks may have drifted apart since.
+        """
+        self.travels.append((now, travel_seconds))
+        while self.travels[0][0] < now - OFFSET_WINDOW_SECONDS:
+            self.travels.popleft()
+        return min(travel + DRIFT_RATIO_MAX * (now - at) for at, travel in self.travels)
+
+
+@dataclass(slots=True)
+class Heard:
+    """The frames of one node, over all streams."""
+
+    life: int = 0  # of the aggregator that took them in
+    taken: int = 0  # the highest number in that life
+    acked: int = 0  # the highest number that the agent heard to be taken in, in all lives
+    acked_at: float = 0.0  # when it heard that
+    conversation: Conversation = field(default_factory=lambda: Conversation("", deque(), 0.0, ()))
+
+
+class Witness:
+    """Sees everything, changes nothing."""
+
+    def __init__(self, machines: Mapping[str, Machine]) -> None:
+        self.counts: Counter[str] = Counter()  # how much of what happened
+        self.promises: dict[str, Promise] = {}  # the last one per allocation, until it is over
+        self.beliefs: dict[str, Belief] = {}  # by allocation
+        self.version = 0  # rises with every change of the two above
+        self._machines = machines
+        self._durable: dict[str, Promise] = {}  # granted by the store; `until` means nothing there
+        self._durable_gpus: dict[str, tuple[str, ...]] = {}  # by node, by the store
+        self._keys: dict[str, str] = {}  # idempotency key -> allocation, by the store
+        self._releases_asked: set[str] = set()
+        self._given_up: set[str] = set()  # allocations that the store says are given up
+        self._given_up_at: dict[str, float] = {}  # allocation -> when that was durable
+        self._refused_by_node: set[str] = set()
+        self._vacated_at: dict[str, float] = {}  # GPU UUID -> when its last tenancy was given up
+        self._groups_seen = 0
+        self._events_seen = 0
+        self._readings: dict[tuple[str, float], float] = {}  # node, its wall clock -> true time
+        self._heard: dict[tuple[str, str], Heard] = {}  # by node and incarnation
+        self._latest: dict[str, Heard] = {}  # by node
+
+    # --- the store
+
+    def stored(self, file: LedgerFile, now: float) -> None:
+        """Take in all events that are durable by now."""
+        if len(file.disk.durable) == self._groups_seen:
+            return
+        self._groups_seen = len(file.disk.durable)
+        events = file.events
+        for event in events[self._events_seen :]:
+            self._take(event, now)
+        self._events_seen = len(events)
+
+    def _take(self, event: e.DurableEvent, now: float) -> None:
+        self.counts[type(event).__name__] += 1
+        match event:
+            case e.AllocationGranted():
+                moments.one_grant_per_key(event, self._keys)
+                self.counts["granted from the queue"] += event.requested_at != event.at
+            case e.AllocationReleasing():
+                self._give_up(event, now)
+            case e.AllocationEnded():
+                self._vacated_at.update(self._vacated(event))
+            case _:
+                pass
+        self._remember(event)
+
+    def _remember(self, event: e.DurableEvent) -> None:
+        match event:
+            case e.AllocationGranted() | e.AllocationAdopted():
+                self._durable[event.id] = Promise(event.id, event.node, event.devices, 0.0)
+                if isinstance(event, e.AllocationGranted) and event.idempotency_key:
+                    self._keys[event.idempotency_key] = event.id
+            case e.AllocationReleasing():
+                self._given_up.add(event.id)
+            case e.NodeRegistered(_, facts):
+                self._durable_gpus[facts.name] = tuple(gpu.uuid for gpu in facts.gpus)
+            case _:
+                pass
+
+    def _give_up(self, event: e.AllocationReleasing, now: float) -> None:
+        promise = self.promises.pop(event.id, None)
+        was_released = event.id in self._releases_asked
+        moments.leases_run_their_time(event, promise, was_released, now)
+        self.version += 1
+        self._given_up_at[event.id] = now
+        if event.reason.startswith("refused by node"):
+            # The one way in which a client may believe for a while in what another has already:
+            # its node could not take the allocation, and the client has not heard that yet.
+            self.counts["refused by node"] += 1
+            self._refused_by_node.add(event.id)
+            self.beliefs.pop(event.id, None)
+        elif not was_released:
+            self.counts["expired"] += 1
+
+    def lost_ledger(self, file: LedgerFile, held: set[str]) -> None:
+        """Take in that the ledger is what `file` has now: what was promised is void.
+
+        Of what clients believe only that stays which their nodes `held`: it will be adopted.
+        """
+        self.promises.clear()
+        self.beliefs = {id_: each for id_, each in self.beliefs.items() if id_ in held}
+        self._durable.clear()
+        self._durable_gpus.clear()
+        self._keys.clear()
+        self._given_up.clear()
+        self._groups_seen = len(file.disk.durable)
+        self._events_seen = len(file.events)
+        for event in file.events:
+            self._remember(event)
+        self.version += 1
+
+    def recovered(self, fleet: Fleet, replayed: Fleet) -> None:
+        """Take in that the aggregator has started anew."""
+        self.counts["aggregator starts"] += 1
+        moments.what_is_restored_is_what_was_stored(fleet, replayed)
+
+    # --- decisions and answers
+
+    def decided(
+        self, fleet: Fleet, events: Sequence[e.DurableEvent], now: float, wall: float
+    ) -> None:
+        """Look at a round's events before they are stored."""
+        if not any(isinstance(event, e.AllocationGranted) for event in events):
+            return
+        decided = Decided.of(fleet, wall)
+        vacated_at = dict(self._vacated_at)
+        for number, event in enumerate(events, 1):
+            if isinstance(event, e.AllocationGranted):
+                self._look_at(decided, event, vacated_at, now)
+            elif isinstance(event, e.AllocationEnded):
+                vacated_at.update(self._vacated(event))
+            decided.take(event, number)
+
+    def _vacated(self, event: e.AllocationEnded) -> dict[str, float]:
+        """Return when the GPUs that become free were given up; none for a request that waited."""
+        given_up_at = self._given_up_at.get(event.id)
+        if given_up_at is None:
+            return {}
+        return {device.uuid: given_up_at for device in self._durable[event.id].devices}
+
+    def _look_at(
+        self,
+        decided: Decided,
+        grant: e.AllocationGranted,
+        vacated_at: Mapping[str, float],
+        now: float,
+    ) -> None:
+        moments.grants_fit_the_last_report(decided, grant)
+        moments.nobody_overtakes_the_queue(decided, grant)
+        status = decided.fleet.status(grant.node)
+        table = status.processes
+        assert table is not None  # checked just now
+        began = self._readings.get((grant.node, table.started_at))
+        moments.devices_were_looked_at_since_the_last_tenant(grant, status, vacated_at, began)
+        moments.placement_uses_samples_that_are_young(
+            grant,
+            status.samples or {},
+            decided.fleet.nodes[grant.node].facts.interval_seconds,
+            now,
+            self._latest[grant.node].conversation.error_seconds,
+        )
+
+    def promised(self, allocation: Allocation, until: float) -> None:
+        """Take in that a client is answered that it has an allocation until then, or longer."""
+        self.counts["acknowledged"] += 1
+        promise = moments.promise_of(allocation, until)
+        is_over = promise.id in self._given_up
+        moments.acknowledged_is_durable(promise, self._durable, is_over)
+        self.promises[promise.id] = promise
+        self.version += 1
+
+    def release_asked(self, id_: str) -> None:
+        """Take in that a client gives an allocation back."""
+        self._releases_asked.add(id_)
+
+    def believes(self, client: str, id_: str, devices: tuple[Device, ...], until: float) -> None:
+        """Take in that a client has heard that it has these devices."""
+        if id_ in self._refused_by_node:
+            return  # the news that it is over is on its way; see `_give_up`
+        self.beliefs[id_] = Belief(client, id_, devices, until)
+        self.version += 1
+
+    def believes_no_more(self, id_: str) -> None:
+        """Take in that a client has given up an allocation in its mind."""
+        self.beliefs.pop(id_, None)
+        self.version += 1
+
+    # --- nodes
+
+    def reading_begun(self, node: str, wall: float, now: float) -> None:
+        """Take in that a node reads its processes, and what its clock shows then."""
+        self._readings[node, wall] = now
+
+    def greeted(self, hello: agent_pb2.Hello, life: int, now: float) -> None:
+        """Take in that the aggregator, in that life of its, begins to take an agent's frames in."""
+        heard = self._heard.setdefault((hello.node, hello.incarnation), Heard())
+        if heard.life != life:
+            heard.life, heard.taken = life, 0
+        machine = self._machines[hello.node]
+        travel = now - machine.true_time(hello.boot_id, hello.monotonic_seconds)
+        gpus = self._durable_gpus.get(hello.node, ())
+        if hello.HasField("inventory"):
+            gpus = tuple(gpu.uuid for gpu in hello.inventory.gpus)
+        heard.conversation = Conversation(hello.boot_id, deque([(now, travel)]), travel, gpus)
+        self._latest[hello.node] = heard
+
+    def heard_ack(self, node: str, sequence: int, now: float) -> None:
+        """Take in up to which frame an agent has heard that it was taken in."""
+        heard = self._latest[node]
+        if sequence > heard.acked:
+            heard.acked, heard.acked_at = sequence, now
+
+    def took_frame(
+        self,
+        event: e.FrameArrived,
+        told: agent_pb2.Frame,
+        taken: int,
+        now: float,
+        virtual: Callable[[float], float],
+    ) -> None:
+        """Take in that the aggregator takes a frame in; by its tables it has up to `taken`."""
+        self.counts["frames"] += 1
+        node, frame = event.node, event.frame
+        heard = self._latest[node]
+        moments.what_is_taken_in_shows(node, frame.sequence, taken)
+        boot_id = heard.conversation.boot_id
+        made_at = self._machines[node].true_time(boot_id, frame.monotonic_seconds)
+        moments.frames_are_taken_in_once_and_in_order(node, frame.sequence, heard.taken)
+        moments.what_was_acknowledged_is_not_sent_again(
+            node, frame.sequence, made_at, heard.acked, heard.acked_at
+        )
+        heard.taken = frame.sequence
+        said = heard.conversation
+        travel_seconds = said.fastest(now, now - made_at)
+        if frame.samples is not None:
+            said.error_seconds = travel_seconds
+        if told.HasField("inventory"):
+            said.told_gpus = tuple(gpu.uuid for gpu in told.inventory.gpus)
+        moments.samples_are_not_older_than_they_claim(
+            node, frame.samples or {}, virtual, now, travel_seconds
+        )
+
+    def acknowledged(self, node: str, sequence: int) -> None:
+        """Take in that the aggregator acknowledges frames."""
+        moments.acknowledged_frames_are_durable(
+            node,
+            sequence,
+            self._latest[node].conversation.told_gpus,
+            self._durable_gpus.get(node, ()),
+        )

@@ -1,0 +1,288 @@
+"""The invariants bite: each bug that is planted here is found by some of a few seeds.
+
+A planted bug is a small patch of a production class, or of what stands for the machine: something
+that somebody might write by mistake. Beside each stands the promise that it must be seen to break.
+"""
+
+# pyright: reportPrivateUsage=false
+
+import asyncio
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+
+from stoker.agent.events import Event, JournalSaved, LinkDown, ProcessesTaken, ProcessReadingBegun
+from stoker.agent.journal import encode_batch
+from stoker.agent.records import Record
+from stoker.agent.state import NodeState
+from stoker.aggregator import commands, decisions, feasibility, views
+from stoker.aggregator.control import Control
+from stoker.aggregator.decisions import Round
+from stoker.aggregator.events import DurableEvent
+from stoker.aggregator.fleet import Fleet, Snapshot
+from stoker.aggregator.model import Allocation, Claim, Gpu, NodeStatus, Plan
+from stoker.aggregator.queueing import Kept
+from stoker.aggregator.sessions import AgentLink, ClockOffset
+from stoker.aggregator.store import StoredEvent
+from stoker.aggregator.views import FleetView, GpuView
+from stoker.aggregator.wire import Hello
+from stoker.testing.agent_process import AgentProcess
+from stoker.testing.aggregator_store import LedgerFile, SimulatedStore
+from stoker.testing.faults import Faults
+from stoker.testing.network import NO_FAULTS, NetworkFaults
+from stoker.testing.world import Scenario, SimulationFailed, World
+
+SEEDS = range(1, 9)
+SECONDS = 120.0
+
+Patch = pytest.MonkeyPatch
+
+
+# --- the ledger
+
+
+def reply_before_commit(patch: Patch) -> None:
+    real = SimulatedStore.append
+    last_ids: dict[SimulatedStore, int] = {}
+
+    def append(self: SimulatedStore, events: Sequence[DurableEvent]) -> "asyncio.Future[range]":
+        future = real(self, events)
+        first = last_ids.get(self, len(self._file.events)) + 1
+        last_ids[self] = first + len(events) - 1
+        future.set_result(range(first, first + len(events)))
+        return future
+
+    patch.setattr(SimulatedStore, "append", append)
+
+
+def last_event_lost_on_restart(patch: Patch) -> None:
+    real = LedgerFile.load
+
+    def load(self: LedgerFile) -> tuple[Snapshot | None, list[StoredEvent]]:
+        snapshot, events = real(self)
+        return snapshot, events[:-1]
+
+    patch.setattr(LedgerFile, "load", load)
+
+
+def leases_not_prolonged_on_restart(patch: Patch) -> None:
+    def recover(self: Fleet, at: float) -> None:
+        self._is_recovered = True
+
+    patch.setattr(Fleet, "_recover", recover)
+
+
+def idempotency_keys_forgotten(patch: Patch) -> None:
+    def put(self: Fleet, allocation: Allocation) -> None:
+        self.allocations[allocation.id] = allocation
+
+    patch.setattr(Fleet, "_put", put)
+
+
+def keep_alive_promised_while_the_lease_is_being_ended(patch: Patch) -> None:
+    async def settled(self: Control, allocation_id: str) -> None:
+        pass
+
+    patch.setattr(Control, "settled", settled)
+
+
+# --- decisions
+
+
+def wishes_do_not_see_each_other(patch: Patch) -> None:
+    def happen(self: Round, event: DurableEvent) -> None:
+        self.events.append(event)
+
+    patch.setattr(Round, "_happen", happen)
+
+
+def foreign_processes_ignored(patch: Patch) -> None:
+    real = views.view_gpu
+
+    def view_gpu(
+        gpu: Gpu, claims: tuple[Claim, ...], held_for: Collection[str], status: NodeStatus
+    ) -> GpuView:
+        table = status.processes and replace(status.processes, processes=())
+        return real(gpu, claims, held_for, replace(status, processes=table))
+
+    patch.setattr(views, "view_gpu", view_gpu)
+
+
+def no_objection(plan: Plan, view: FleetView) -> str:
+    return ""
+
+
+def without_filter(name: str) -> Callable[[Patch], None]:
+    def plant(patch: Patch) -> None:
+        kept = tuple(each for each in feasibility.FILTERS if each.__name__ != name)
+        assert len(kept) == len(feasibility.FILTERS) - 1
+        patch.setattr(feasibility, "FILTERS", kept)
+        patch.setattr(decisions, "objection", no_objection)  # the last look, too
+
+    return plant
+
+
+def queue_overtaken(patch: Patch) -> None:
+    def keep_for(self: Kept, waiting: Allocation) -> None:
+        pass
+
+    patch.setattr(Kept, "keep_for", keep_for)
+
+
+# --- letting go
+
+
+def drop_confirmed_without_commands_done(patch: Patch) -> None:
+    def has_let_go(allocation_id: str, held: Any, sent: Any, commands_done: int) -> bool:
+        return allocation_id not in held
+
+    patch.setattr(commands, "has_let_go", has_let_go)
+
+
+def released_without_waiting_for_the_node(patch: Patch) -> None:
+    def has_let_go(allocation_id: str, held: Any, sent: Any, commands_done: int) -> bool:
+        return True
+
+    patch.setattr(commands, "has_let_go", has_let_go)
+
+
+def processes_read_once_and_remembered(patch: Patch) -> None:
+    real_handle = AgentProcess._handle
+    real_read = AgentProcess._read_processes
+    remembered: dict[AgentProcess, ProcessesTaken] = {}
+
+    def handle(self: AgentProcess, event: Event) -> None:
+        if isinstance(event, ProcessesTaken):
+            remembered[self] = event
+        real_handle(self, event)
+
+    def read(self: AgentProcess) -> None:
+        last = remembered.pop(self, None)
+        if last is None:
+            real_read(self)
+        else:
+            real_handle(self, ProcessReadingBegun(self._wall()))
+            real_handle(self, last)
+
+    patch.setattr(AgentProcess, "_handle", handle)
+    patch.setattr(AgentProcess, "_read_processes", read)
+
+
+def holds_being_journaled_left_out_after_a_reconnect(patch: Patch) -> None:
+    real = NodeState.handle
+
+    def handle(self: NodeState, event: Event, monotonic: float) -> Any:
+        actions = real(self, event, monotonic)
+        if isinstance(event, LinkDown):
+            self._carried.clear()
+        return actions
+
+    patch.setattr(NodeState, "handle", handle)
+
+
+def journal_said_to_be_saved_before_it_is(patch: Patch) -> None:
+    def save(self: AgentProcess, ticket: int, records: tuple[Record, ...]) -> None:
+        self.disk.write(encode_batch(records), lambda reason: None)
+        self.after(0.0, lambda: self._handle(JournalSaved(self._wall(), ticket)))
+
+    patch.setattr(AgentProcess, "_save", save)
+
+
+# --- frames
+
+
+def frames_taken_in_twice(patch: Patch) -> None:
+    real = AgentLink._begin
+
+    def begin(self: AgentLink, hello: Hello) -> Any:
+        self._progress.pop(hello.facts.name, None)
+        return real(self, hello)
+
+    patch.setattr(AgentLink, "_begin", begin)
+
+
+def samples_dated_by_their_arrival(patch: Patch) -> None:
+    def delay(self: ClockOffset, sent: float, arrived: float) -> float:
+        return 0.0
+
+    patch.setattr(ClockOffset, "delay", delay)
+
+
+@dataclass(frozen=True)
+class Planted:
+    what: str
+    plant: Callable[[Patch], None]
+    breaks: frozenset[str]
+    faults: Faults | None = None  # None: what the seed draws
+
+
+def planted(
+    plant: Callable[[Patch], None], *breaks: str, what: str = "", faults: Faults | None = None
+) -> Planted:
+    return Planted(what or plant.__name__, plant, frozenset(breaks), faults)
+
+
+SLOW_DISKS = replace(
+    Faults.none(),
+    agent_disk_slow=3.0,
+    network=NetworkFaults(stream_breaks_per_message=0.03, slow=0.05),
+)
+
+BUGS = (
+    planted(reply_before_commit, "acknowledged_is_durable"),
+    planted(last_event_lost_on_restart, "what_is_restored_is_what_was_stored"),
+    planted(leases_not_prolonged_on_restart, "leases_run_their_time"),
+    planted(idempotency_keys_forgotten, "one_grant_per_key"),
+    planted(
+        keep_alive_promised_while_the_lease_is_being_ended,
+        "leases_run_their_time",
+        faults=replace(
+            Faults.none(), aggregator_disk_slow=1.0, network=replace(NO_FAULTS, slow=0.5)
+        ),
+    ),
+    planted(wishes_do_not_see_each_other, "InvalidTransition", "grants_fit_the_last_report"),
+    planted(foreign_processes_ignored, "grants_fit_the_last_report"),
+    planted(without_filter("_cordon"), "grants_fit_the_last_report", what="cordon_ignored"),
+    planted(without_filter("_problem"), "grants_fit_the_last_report", what="driver_ignored"),
+    planted(
+        without_filter("_freshness"),
+        "grants_fit_the_last_report",
+        what="age_ignored",
+        faults=replace(Faults.none(), agent_cut_off=4.0),
+    ),
+    planted(queue_overtaken, "nobody_overtakes_the_queue"),
+    planted(drop_confirmed_without_commands_done, "what_has_ended_is_held_by_nobody"),
+    planted(released_without_waiting_for_the_node, "what_has_ended_is_held_by_nobody"),
+    planted(processes_read_once_and_remembered, "devices_were_looked_at_since_the_last_tenant"),
+    planted(
+        holds_being_journaled_left_out_after_a_reconnect,
+        "what_has_ended_is_held_by_nobody",
+        faults=SLOW_DISKS,
+    ),
+    planted(journal_said_to_be_saved_before_it_is, "what_has_ended_is_held_by_nobody"),
+    planted(
+        frames_taken_in_twice,
+        "frames_are_taken_in_once_and_in_order",
+        "what_was_acknowledged_is_not_sent_again",
+    ),
+    planted(samples_dated_by_their_arrival, "samples_are_not_older_than_they_claim"),
+)
+
+
+def find(bug: Planted) -> tuple[int, SimulationFailed]:
+    for seed in SEEDS:
+        try:
+            World(Scenario(seed, seconds=SECONDS, faults=bug.faults)).run()
+        except SimulationFailed as failure:
+            return seed, failure
+    pytest.fail(f"no seed of {SEEDS} found it")
+
+
+@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.what)
+def test_a_planted_bug_is_found(bug: Planted, monkeypatch: Patch) -> None:
+    bug.plant(monkeypatch)
+    seed, failure = find(bug)
+    assert failure.invariant in bug.breaks, failure
+    assert f"make simulate SEED={seed} " in str(failure)

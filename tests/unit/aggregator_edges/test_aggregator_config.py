@@ -1,0 +1,65 @@
+"""The aggregator's options: where they come from, and what they must satisfy."""
+
+from pathlib import Path
+
+import pytest
+
+from stoker.aggregator.config import AggregatorConfig, LogLevel, MetricsConfig, load, settle
+from stoker.core.addresses import Address
+from stoker.core.config import defaults_yaml
+from stoker.core.errors import BadInput
+
+
+def test_defaults_listen_on_this_machine_only() -> None:
+    settings = settle(AggregatorConfig(), {}, is_root=True)
+    assert settings.listen == Address("127.0.0.1", 7070)
+    assert settings.metrics_listen == Address("127.0.0.1", 9411)
+    assert settings.data_dir == Path("/var/lib/stoker/aggregator")
+    assert settings.log_level is LogLevel.INFO
+
+
+@pytest.mark.parametrize(
+    ("environ", "is_root", "folder"),
+    [
+        ({"STATE_DIRECTORY": "/s/a:/s/b", "HOME": "/home/ann"}, True, "/s/a"),
+        ({"XDG_STATE_HOME": "/x", "HOME": "/home/ann"}, False, "/x/stoker/aggregator"),
+        ({"HOME": "/home/ann"}, False, "/home/ann/.local/state/stoker/aggregator"),
+        ({"HOME": "/home/ann"}, True, "/var/lib/stoker/aggregator"),
+    ],
+)
+def test_data_folder_is_where_the_user_may_write(
+    environ: dict[str, str], is_root: bool, folder: str
+) -> None:
+    assert settle(AggregatorConfig(), environ, is_root=is_root).data_dir == Path(folder)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "10.0.0.1", "[::]", "head.example.org"])
+def test_listening_beyond_this_machine_needs_a_word(host: str) -> None:
+    for written in (
+        AggregatorConfig(listen=f"{host}:1"),
+        AggregatorConfig(metrics=MetricsConfig(listen=f"{host}:1")),
+    ):
+        with pytest.raises(BadInput, match="--insecure"):
+            settle(written, {}, is_root=True)
+    allowed = settle(AggregatorConfig(listen=f"{host}:1", insecure=True), {}, is_root=True)
+    assert allowed.listen.port == 1
+
+
+def test_flags_win_over_the_environment_and_that_over_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "aggregator.yaml"
+    file.write_text(
+        "listen: 127.0.0.1:1\nmetrics: {listen: '127.0.0.1:2'}\ndata_dir: /d\n", encoding="utf-8"
+    )
+    environ = {"STOKER_AGGREGATOR_LISTEN": "127.0.0.1:3", "STOKER_AGGREGATOR_LOG_LEVEL": "debug"}
+    settings = load(file, environ, {"listen": "127.0.0.1:4", "data_dir": None})
+    assert settings.listen.port == 4
+    assert settings.metrics_listen.port == 2
+    assert settings.data_dir == Path("/d")
+    assert settings.log_level is LogLevel.DEBUG
+
+
+def test_printed_defaults_are_a_configuration(tmp_path: Path) -> None:
+    file = tmp_path / "aggregator.yaml"
+    file.write_text(defaults_yaml(AggregatorConfig), encoding="utf-8")
+    environ = {"STATE_DIRECTORY": "/s"}
+    assert load(file, environ, {}) == settle(AggregatorConfig(), environ, is_root=True)

@@ -1,0 +1,115 @@
+"""The page for Prometheus: the fleet as it is; what is not known is not told."""
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from tests.conftest import Golden
+from tests.unit.aggregator.builders import GIB, make_facts, make_gpus, make_process, share, whole
+
+from stoker.aggregator import events as e
+from stoker.aggregator.exporter import FleetCollector, take_picture
+from stoker.aggregator.fleet import Fleet
+from stoker.aggregator.meters import Meters
+from stoker.aggregator.model import Device, DriverState, Frame, GpuSample, ProcessTable
+
+NOW = 1_000.0
+
+
+def make_fleet() -> Fleet:
+    """Node n1: whole, shared, foreign, free and unread; n2 has not connected; one request waits."""
+    fleet = Fleet()
+    gpus = make_gpus("n1", 5)
+    fleet.apply(e.NodeRegistered(NOW, make_facts("n1", gpus)), 1)
+    fleet.apply(e.NodeRegistered(NOW, make_facts("n2", 1)), 2)
+    fleet.apply(e.NodeCordoned(NOW, "n2", "fans"), 3)
+    fleet.apply(e.AllocationRequested(NOW, "w", whole(), "", NOW + 60), 4)
+    whole_gpu = Device("n1-0", gpus[0].model, 0, 80 * GIB, exclusive=True)
+    fleet.apply(e.AllocationGranted(NOW, "a", whole(), "", NOW, "n1", (whole_gpu,)), 5)
+    part = Device("n1-1", gpus[1].model, 1, GIB, exclusive=False)
+    fleet.apply(e.AllocationGranted(NOW, "b", share(1), "", NOW, "n1", (part,)), 6)
+    fleet.note(e.AgentConnected(NOW, "n1", 1, (), 0))
+    samples = {
+        gpu.uuid: GpuSample(
+            memory_used_bytes=index * GIB,
+            utilization_ratio=0.25 * index,
+            temperature_celsius=40.0 + index,
+            power_watts=None if index == 1 else 100.0,
+            at=NOW,
+        )
+        for index, gpu in enumerate(gpus[:4])
+    }
+    samples["n1-4"] = GpuSample(at=NOW)  # could not be read
+    frame = Frame(
+        1,
+        NOW,
+        0.0,
+        samples=samples,
+        processes=ProcessTable(NOW, (make_process("n1-2"),)),
+        driver=DriverState.READING,
+    )
+    fleet.note(e.FrameArrived(NOW, "n1", 1, frame, NOW))
+    return fleet
+
+
+def registry_at(now: float) -> CollectorRegistry:
+    fleet = make_fleet()
+    registry = CollectorRegistry()
+    registry.register(FleetCollector(lambda: take_picture(fleet, now), "9.9"))
+    return registry
+
+
+def by_label(registry: CollectorRegistry, metric: str, label: str) -> dict[str, float]:
+    return {
+        sample.labels[label]: sample.value
+        for family in registry.collect()
+        for sample in family.samples
+        if sample.name == metric
+    }
+
+
+def test_page_is_as_reviewed(golden: Golden) -> None:
+    golden("aggregator_metrics.txt", generate_latest(registry_at(NOW)).decode())
+
+
+def test_own_counters_are_as_reviewed(golden: Golden) -> None:
+    golden("aggregator_meters.txt", generate_latest(Meters().registry).decode())
+
+
+def test_every_gpu_is_in_one_state() -> None:
+    assert by_label(registry_at(NOW), "stoker_fleet_gpus", "state") == {
+        "free": 1, "allocated": 1, "shared": 1, "foreign": 1, "unavailable": 2,
+    }  # fmt: skip
+
+
+def test_nodes_are_counted_by_state() -> None:
+    assert by_label(registry_at(NOW), "stoker_fleet_nodes", "state") == {
+        "ready": 1, "stale": 0, "disconnected": 1,
+    }  # fmt: skip
+    assert by_label(registry_at(NOW + 60), "stoker_fleet_nodes", "state") == {
+        "ready": 0, "stale": 1, "disconnected": 1,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        "stoker_gpu_memory_used_bytes",
+        "stoker_gpu_utilization_ratio",
+        "stoker_gpu_temperature_celsius",
+        "stoker_gpu_power_watts",
+    ],
+)
+def test_value_that_is_old_or_was_not_read_is_absent(metric: str) -> None:
+    told = {"n1-0", "n1-1", "n1-2", "n1-3"} - ({"n1-1"} if "power" in metric else set())
+    assert by_label(registry_at(NOW), metric, "uuid").keys() == told
+    assert by_label(registry_at(NOW + 3.0), metric, "uuid").keys() == told
+    assert by_label(registry_at(NOW + 3.1), metric, "uuid") == {}
+
+
+def test_what_does_not_change_is_told_of_every_gpu() -> None:
+    assert len(by_label(registry_at(NOW + 60), "stoker_gpu_memory_total_bytes", "uuid")) == 6
+
+
+def test_loop_that_is_stuck_leaves_the_fleet_out() -> None:
+    registry = CollectorRegistry()
+    registry.register(FleetCollector(lambda: None, "9.9"))
+    assert [family.name for family in registry.collect()] == ["stoker_build_info"]

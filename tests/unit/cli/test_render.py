@@ -1,0 +1,214 @@
+"""What people see, as golden files: tables with everything that can be in them."""
+
+import io
+from dataclasses import replace
+
+import pytest
+from rich.console import RenderableType
+from tests.conftest import Golden
+
+from stoker.cli import render
+from stoker.client import (
+    Allocation,
+    AllocationState,
+    Device,
+    Explanation,
+    Gpu,
+    Node,
+    Nodes,
+    NodeState,
+    Process,
+    Refusal,
+    Refusals,
+    Request,
+)
+
+NOW = 1_800_000_000.0
+GIB = 2**30
+H100 = "NVIDIA H100 80GB HBM3"
+
+
+def text_of(shown: RenderableType, width: int = 200) -> str:
+    stream = io.StringIO()
+    render.show(shown, render.console(stream, width))
+    return stream.getvalue()
+
+
+def gpu(index: int, *holders: str, is_read: bool = True, foreign: Process | None = None) -> Gpu:
+    return Gpu(
+        uuid=f"GPU-0000000{index}",
+        model=H100,
+        index=index,
+        pci_bus_id=f"00000000:0{index}:00.0",
+        memory_total_bytes=81559 * 2**20,
+        memory_used_bytes=(3 + index) * GIB if is_read else None,
+        utilization_ratio=0.125 * index if is_read else None,
+        memory_utilization_ratio=None,
+        temperature_celsius=30.0 + index if is_read else None,
+        power_watts=70.4 if is_read else None,
+        energy_joules=None,
+        sm_clock_hertz=None,
+        memory_clock_hertz=None,
+        last_sample_at=NOW if is_read else None,
+        allocation_ids=holders,
+        processes=(foreign,) if foreign else (),
+    )
+
+
+def node(name: str, *gpus: Gpu, state: NodeState = NodeState.READY) -> Node:
+    return Node(
+        name=name,
+        state=state,
+        state_reason="",
+        simulated=False,
+        cordoned=None,
+        pool="train",
+        labels={},
+        boot_id="b",
+        agent_version="0.1.0",
+        driver_version="580.1",
+        cuda_version="13.0",
+        interval_seconds=1.0,
+        last_sample_at=NOW - 0.4,
+        gpus=gpus,
+    )
+
+
+def allocation(id_: str, state: AllocationState = AllocationState.GRANTED) -> Allocation:
+    return Allocation(
+        id=id_,
+        state=state,
+        node="gpu-1",
+        devices=(Device("GPU-00000000", H100, 0, 81559 * 2**20, exclusive=True),),
+        env={"CUDA_VISIBLE_DEVICES": "GPU-00000000", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"},
+        expires_at=NOW + 59.0,
+        request=Request(1, "ada@lab", 60.0),
+        requested_at=NOW - 100.0,
+        granted_at=NOW - 61.0,
+        ended_at=None,
+        ended_reason="",
+        queue_position=None,
+        resource_version=9,
+        held_by_node=True,
+    )
+
+
+def waiting(id_: str, position: int, request: Request) -> Allocation:
+    return replace(
+        allocation(id_, AllocationState.WAITING),
+        node="",
+        devices=(),
+        env={},
+        expires_at=None,
+        granted_at=None,
+        request=request,
+        queue_position=position,
+    )
+
+
+FLEET = Nodes(
+    nodes=(
+        node(
+            "gpu-1",
+            gpu(0, "a-1"),
+            gpu(1, "a-2", "a-3"),
+            gpu(2, foreign=Process(4711, "bob", "python train.py", GIB, "", NOW)),
+            gpu(3, is_read=False),
+        ),
+        replace(node("sim-1", gpu(0)), simulated=True, pool="", cordoned="fan is loud"),
+        replace(
+            node("gpu-2", state=NodeState.DISCONNECTED),
+            state_reason="its agent has not connected",
+            driver_version="",
+            last_sample_at=None,
+        ),
+    ),
+    resource_version=12,
+    aggregator_version="0.1.0",
+)
+SHARE = Device("GPU-00000001", H100, 1, 20 * GIB, exclusive=False)
+ALLOCATIONS = (
+    allocation("a-1"),
+    replace(allocation("a-2"), devices=(SHARE,), request=Request(1, "ci", 60.0, 20 * GIB)),
+    replace(
+        allocation("a-3", AllocationState.RELEASING),
+        expires_at=None,
+        ended_reason="expired: no keep-alive for 1m",
+    ),
+    waiting("a-4", 1, Request(8, "eve@lab", 60.0, model="H100-80GB")),
+    waiting("a-5", 12, Request(1, "eve@lab", 60.0, 30 * GIB)),
+)
+
+
+def test_status(golden: Golden) -> None:
+    golden("cli/status.txt", text_of(render.status(FLEET, ALLOCATIONS, "127.0.0.1:7070", NOW)))
+
+
+def test_status_of_nothing(golden: Golden) -> None:
+    nothing = Nodes((), 0, "0.1.0")
+    golden("cli/status-empty.txt", text_of(render.status(nothing, (), "127.0.0.1:7070", NOW)))
+
+
+def test_allocation(golden: Golden) -> None:
+    golden("cli/allocation.txt", text_of(render.allocation(ALLOCATIONS[0], NOW)))
+
+
+REFUSALS = Refusals(
+    summary="no node for 8 x H100-80GB: 2 nodes: 1 not enough free GPUs, 1 cordoned",
+    nodes=(
+        Refusal("gpu-1", "gpus_free", "wanted 8, 1 of 4 is free", "8", "1"),
+        Refusal("sim-1", "cordoned", "cordoned: fan is loud", "not cordoned", "fan is loud"),
+    ),
+    nodes_total=5,
+    ahead=1,
+)
+
+
+def test_what_is_copied_is_never_folded() -> None:
+    shown = text_of(render.allocation(ALLOCATIONS[0], NOW), width=20)
+    assert "CUDA_VISIBLE_DEVICES=GPU-00000000\n" in shown
+
+
+def test_explanation(golden: Golden) -> None:
+    why = Explanation(False, "", REFUSALS.summary, REFUSALS, ALLOCATIONS[3])
+    golden("cli/why.txt", text_of(render.explanation(why)))
+
+
+def test_explanation_of_what_would_be_placed(golden: Golden) -> None:
+    golden("cli/why-placeable.txt", text_of(render.explanation(PLACEABLE)))
+
+
+PLACEABLE = Explanation(True, "gpu-1", "would be placed on gpu-1", None, None)
+
+
+def test_top_shows_what_fits(golden: Golden) -> None:
+    golden("cli/top.txt", text_of(render.top(FLEET, NOW, 3)))
+
+
+def test_top_of_nothing(golden: Golden) -> None:
+    golden("cli/top-empty.txt", text_of(render.top(Nodes((), 0, "0.1.0"), NOW, None)))
+
+
+def test_narrow_terminals_leave_out_what_matters_least(golden: Golden) -> None:
+    status = render.status(FLEET, ALLOCATIONS, "127.0.0.1:7070", NOW)
+    shown = [f"{width} columns\n{text_of(status, width)}" for width in (100, 80, 60)]
+    golden("cli/status-narrow.txt", "\n".join(shown))
+
+
+def test_reasons_are_folded_and_never_cut() -> None:
+    why = Explanation(False, "", REFUSALS.summary, REFUSALS, None)
+    shown = text_of(render.explanation(why), width=40)
+    assert max(len(line) for line in shown.splitlines()) <= 40
+    assert "…" not in shown
+    assert " ".join(shown.split()).count("1 of 4 is free") == 1
+
+
+@pytest.mark.parametrize("hostile", ["\x1b[2J", "[red]", "a\nb", "\x07", "\u202e"])
+def test_foreign_words_do_not_disturb_the_terminal(hostile: str) -> None:
+    fleet = Nodes((replace(node("n", gpu(0)), pool=hostile, cordoned=hostile),), 1, "0.1.0")
+    taken = replace(allocation("a"), request=Request(1, hostile, 60.0))
+    shown = text_of(render.status(fleet, (taken,), "127.0.0.1:7070", NOW))
+    assert all(line.isprintable() for line in shown.splitlines())
+    assert len(shown.splitlines()) == 1 + (1 + 2) + (1 + 2) + (1 + 2)
+    if hostile == "[red]":
+        assert shown.count("[red]") == 3  # words, not markup

@@ -1,0 +1,142 @@
+"""Each invariant sees what breaks it: a quiet world is run to its rest, then tampered with."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pytest
+
+from stoker.agent.journal import encode_batch
+from stoker.agent.records import AllocationHeld
+from stoker.aggregator.model import Allocation, AllocationState
+from stoker.testing import invariants, liveness
+from stoker.testing.broken import Broken
+from stoker.testing.faults import Faults
+from stoker.testing.world import Scenario, World
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    world = World(Scenario(seed=1, seconds=10.0, faults=Faults.none()))
+    world.live()
+    yield world
+    world.close()
+
+
+def granted(world: World, *, exclusive: bool = True) -> Allocation:
+    return next(
+        each
+        for each in world.aggregator.fleet.allocations.values()
+        if each.state is AllocationState.GRANTED and each.devices[0].exclusive is exclusive
+    )
+
+
+def put(world: World, allocation: Allocation) -> None:
+    world.aggregator.fleet.allocations[allocation.id] = allocation
+
+
+def grant_twice(world: World) -> None:
+    put(world, replace(granted(world), id="twin"))
+
+
+def grant_too_much(world: World) -> None:
+    share = granted(world, exclusive=False)
+    whole = world.memory_bytes[share.devices[0].uuid]
+    put(world, replace(share, devices=(replace(share.devices[0], memory_bytes=whole + 1),)))
+
+
+def leave_a_claim_behind(world: World) -> None:
+    allocation = granted(world)
+    put(world, replace(allocation, state=AllocationState.ENDED))
+
+
+def hold_twice(world: World) -> None:
+    agent = next(agent for agent in world.agents if any(h.memory_bytes is None for h in agent.held))
+    held = next(held for held in agent.held if held.memory_bytes is None)
+    agent.disk.durable.append(encode_batch((AllocationHeld(replace(held, id="twin")),)))
+
+
+def believe_twice(world: World) -> None:
+    belief = world.witness.beliefs[granted(world).id]
+    world.witness.believes("client-99", "twin", belief.devices, belief.until)
+
+
+def lose_a_grant(world: World) -> None:
+    del world.aggregator.fleet.allocations[granted(world).id]
+
+
+def move_a_grant(world: World) -> None:
+    put(world, replace(granted(world), node="node-99"))
+
+
+def end_what_is_held(world: World) -> None:
+    put(world, replace(granted(world), state=AllocationState.ENDED))
+
+
+def stay_releasing(world: World) -> None:
+    put(world, replace(granted(world), state=AllocationState.RELEASING))
+
+
+def silence_an_agent(world: World) -> None:
+    world.agents[0].is_up = False
+
+
+def leave_a_gpu_unknown(world: World) -> None:
+    world.agents[0].machine.gpus = world.agents[0].machine.gpus[1:]
+
+
+def forget_a_client(world: World) -> None:
+    world.witness.believes_no_more(granted(world).id)
+
+
+def leave_waiting(world: World) -> None:
+    allocation = granted(world)
+    put(world, replace(allocation, state=AllocationState.ENDED))
+    waiting = replace(allocation, id="waiting", state=AllocationState.WAITING, devices=(), node="")
+    put(world, waiting)
+    world.aggregator.fleet.waiting.clear()
+    world.aggregator.fleet.waiting["waiting"] = (0, 1)
+
+
+TAMPERED: tuple[tuple[Callable[[World], None], Callable[[World], None]], ...] = (
+    (grant_twice, invariants.the_ledger_is_not_over_committed),
+    (grant_too_much, invariants.the_ledger_is_not_over_committed),
+    (leave_a_claim_behind, invariants.the_ledger_is_not_over_committed),
+    (hold_twice, invariants.nodes_hold_no_more_than_they_have),
+    (believe_twice, invariants.clients_do_not_believe_in_the_same_gpu),
+    (lose_a_grant, invariants.acknowledged_grants_are_in_the_ledger),
+    (move_a_grant, invariants.acknowledged_grants_are_in_the_ledger),
+    (end_what_is_held, invariants.what_has_ended_is_held_by_nobody),
+    (silence_an_agent, liveness.everybody_is_up_and_heard),
+    (leave_a_gpu_unknown, liveness.everybody_is_up_and_heard),
+    (stay_releasing, liveness.what_is_given_up_ends),
+    (lose_a_grant, liveness.nodes_hold_what_the_ledger_grants),
+    (hold_twice, liveness.nodes_hold_what_the_ledger_grants),
+    (forget_a_client, liveness.clients_have_what_the_ledger_grants),
+    (leave_waiting, liveness.nothing_that_fits_is_left_waiting),
+)
+
+
+@pytest.mark.parametrize(
+    ("tamper", "invariant"),
+    TAMPERED,
+    ids=[f"{tamper.__name__} breaks {invariant.__name__}" for tamper, invariant in TAMPERED],
+)
+def test_what_breaks_it_is_seen(
+    world: World, tamper: Callable[[World], None], invariant: Callable[[World], None]
+) -> None:
+    invariant(world)
+    tamper(world)
+    with pytest.raises(Broken, match=invariant.__name__):
+        invariant(world)
+
+
+def test_every_invariant_is_tried() -> None:
+    tried = {invariant for _, invariant in TAMPERED}
+    assert {*invariants.WITH_LEDGER, *invariants.AT_ANY_TIME} <= tried
+
+
+def test_a_quiet_world_grants_what_is_asked_for() -> None:
+    outcome = World(Scenario(seed=2, seconds=60.0, faults=Faults.none())).run()
+    assert outcome.counts["AllocationGranted"] > 20
+    assert "refused by node" not in outcome.counts
+    assert outcome.counts["aggregator starts"] == 1
