@@ -210,7 +210,7 @@ class TinyAgent:
         self.is_lazy = is_lazy
         self.sequence = sequence
         self.monotonic = monotonic
-        self.acked = 0
+        self.acks: list[int] = []
         self.welcome: agent_pb2.Welcome | None = None
         self.commands: list[agent_pb2.Command] = []
         self.ended: aio.AioRpcError | None = None
@@ -229,6 +229,10 @@ class TinyAgent:
             listening.cancel()
             self._call.cancel()
             await asyncio.wait([listening])
+
+    @property
+    def acked(self) -> int:
+        return self.acks[-1] if self.acks else 0
 
     def hello(self) -> agent_pb2.Hello:
         return agent_pb2.Hello(
@@ -288,7 +292,7 @@ class TinyAgent:
                     case "welcome":
                         self.welcome = message.welcome
                     case "ack":
-                        self.acked = message.ack.sequence
+                        self.acks.append(message.ack.sequence)
                     case _:
                         await self._obey(message.command)
         except aio.AioRpcError as error:

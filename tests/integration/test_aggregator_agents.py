@@ -357,6 +357,21 @@ async def test_stream_without_a_hello_is_closed(
         assert Failure(caught.value).code is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
+async def test_node_that_does_not_take_its_commands_is_cut_off_and_told_anew(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stoker.aggregator.sessions.COMMANDS_QUEUED_MAX", 0)
+    async with stage.agent(gpus=1) as agent:
+        granted = await stage.allocate()
+        await until_true("the end of the stream", lambda: agent.ended is not None)
+        assert agent.ended is not None
+        assert agent.ended.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        sequence = agent.sequence
+    monkeypatch.undo()
+    async with stage.agent(gpus=1, sequence=sequence) as again:
+        await until_true("the hold", lambda: granted.id in again.held)
+
+
 async def test_agents_are_told_when_the_aggregator_stops(tmp_path: Path) -> None:
     async with serving(tmp_path) as stage, stage.agent() as agent:
         stage.aggregator.stop()

@@ -9,7 +9,7 @@ import pytest
 import pytest_asyncio
 from google.protobuf.message import Message
 from grpc import aio
-from tests.integration.aggregator_stage import Failure, Stage, failure_of, serving, wish
+from tests.integration.aggregator_stage import Failure, Stage, TinyAgent, failure_of, serving, wish
 from tests.support.pages import fetch_metrics, read_page
 
 from stoker.v1 import agent_pb2, agent_pb2_grpc, fleet_pb2
@@ -193,7 +193,7 @@ async def test_refusals_of_a_large_fleet_fit_a_client_with_default_limits(tmp_pa
     async with serving(tmp_path) as stage:
         for number in range(60):
             name = f"node-{number:03}-with-a-name-of-some-length.rack-{number % 7}.example.internal"
-            async with stage.agent(name, gpus=1):
+            async with TinyAgent(name, gpus=1).connected(stage.channel):
                 pass
         failure = await failure_of(stage.fleet.Allocate(wish(gpus=4)))
         assert failure.reason == "CANNOT_PLACE"

@@ -19,7 +19,7 @@ from tests.integration.aggregator_stage import (
     serving,
     wish,
 )
-from tests.support.waiting import until
+from tests.support.waiting import until, until_true
 
 from stoker.aggregator.store import OnCommit, Store
 from stoker.core.errors import StoreFull
@@ -131,6 +131,26 @@ async def test_node_that_cannot_be_registered_is_sent_away(tmp_path: Path) -> No
         store.set_full(is_full=False)
         async with stage.agent():
             assert list(await stage.nodes()) == ["n1"]
+
+
+async def test_frame_is_acknowledged_when_what_it_changes_is_on_disk(tmp_path: Path) -> None:
+    async with brittle(tmp_path) as (stage, store), stage.agent(gpus=1, is_lazy=True) as agent:
+        granted = await stage.allocate()
+        await stage.release(granted.id)
+        await until_true("both commands", lambda: len(agent.commands) == 2)
+        acks = len(agent.acks)
+        store.set_full(is_full=True)
+        agent.is_lazy = False
+        await agent.say(held=True)  # it has let go, which ends the allocation
+        await becomes(stage, NOT_SERVING)
+        # Long silence is a dead line to an agent, so it hears what it knows.
+        stage.clock.jump(11)
+        await until_true("a repeated acknowledgement", lambda: len(agent.acks) > acks)
+        assert agent.acked < agent.sequence
+        store.set_full(is_full=False)
+        stage.clock.jump(2)
+        await stage.becomes(granted.id, ENDED)
+        await until_true("its acknowledgement", lambda: agent.acked == agent.sequence)
 
 
 async def test_full_disk_at_the_start_is_said_at_once(tmp_path: Path) -> None:

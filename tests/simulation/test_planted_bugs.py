@@ -20,9 +20,9 @@ from stoker.agent.state import NodeState
 from stoker.aggregator import commands, decisions, feasibility, views
 from stoker.aggregator.control import Control
 from stoker.aggregator.decisions import Round
-from stoker.aggregator.events import DurableEvent
+from stoker.aggregator.events import DurableEvent, NodeRegistered
 from stoker.aggregator.fleet import Fleet, Snapshot
-from stoker.aggregator.model import Allocation, Claim, Gpu, NodeStatus, Plan
+from stoker.aggregator.model import Allocation, Claim, Gpu, NodeFacts, NodeStatus, Plan
 from stoker.aggregator.queueing import Kept
 from stoker.aggregator.sessions import AgentLink, ClockOffset
 from stoker.aggregator.store import StoredEvent
@@ -203,6 +203,15 @@ def frames_taken_in_twice(patch: Patch) -> None:
     patch.setattr(AgentLink, "_begin", begin)
 
 
+def gpus_compared_with_what_is_applied_only(patch: Patch) -> None:
+    async def record(self: AgentLink, facts: NodeFacts) -> None:
+        known = self._ledger.fleet.nodes.get(facts.name)
+        if known is None or known.facts != facts:
+            await self._ledger.record(NodeRegistered(self._clock.now(), facts))
+
+    patch.setattr(AgentLink, "_record", record)
+
+
 def samples_dated_by_their_arrival(patch: Patch) -> None:
     def delay(self: ClockOffset, sent: float, arrived: float) -> float:
         return 0.0
@@ -266,6 +275,16 @@ BUGS = (
         frames_taken_in_twice,
         "frames_are_taken_in_once_and_in_order",
         "what_was_acknowledged_is_not_sent_again",
+    ),
+    planted(
+        gpus_compared_with_what_is_applied_only,
+        "acknowledged_frames_are_durable",
+        faults=replace(
+            Faults.none(),
+            aggregator_disk_slow=1.0,
+            gpu_lost=0.5,
+            network=NetworkFaults(stream_breaks_per_message=0.03, slow=0.05),
+        ),
     ),
     planted(samples_dated_by_their_arrival, "samples_are_not_older_than_they_claim"),
 )

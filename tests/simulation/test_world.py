@@ -7,9 +7,13 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from tests.simulation.runs import FIXED, SOAKED, asked_for, outcome, rotating_seeds, scenario
+
+from stoker.testing.faults import Faults
+from stoker.testing.world import Scenario
 
 # What has to happen in the fixed seeds together, or they would show nothing.
 HAPPENINGS = (
@@ -31,6 +35,12 @@ def test_promises_hold(seed: int) -> None:
     outcome(scenario(seed))
 
 
+@pytest.mark.parametrize("seed", asked_for(FIXED[:4]))
+def test_what_nodes_hold_is_taken_over_by_a_ledger_that_was_lost(seed: int) -> None:
+    run = outcome(replace(scenario(seed), faults=replace(Faults(), ledger_lost=30.0)))
+    assert run.counts["AllocationAdopted"] > 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", asked_for(rotating_seeds()))
 def test_promises_hold_whatever_the_day(seed: int) -> None:
@@ -46,7 +56,7 @@ def test_promises_hold_for_long(seed: int) -> None:
 def test_world_is_lively() -> None:
     counts: Counter[str] = Counter()
     for seed in FIXED:
-        counts.update(outcome(scenario(seed)).counts)
+        counts.update(outcome(Scenario(seed)).counts)
     assert [name for name in HAPPENINGS if counts[name] < len(FIXED)] == [], counts
 
 
@@ -62,4 +72,4 @@ def test_same_seed_gives_the_same_run_event_for_event() -> None:
 
 
 def test_another_seed_gives_another_run() -> None:
-    assert outcome(scenario(FIXED[0])).digest != outcome(scenario(FIXED[1])).digest
+    assert outcome(Scenario(FIXED[0])).digest != outcome(Scenario(FIXED[1])).digest

@@ -1,13 +1,21 @@
 """The command `stoker-aggregator`: reads its options, puts the aggregator together, and runs it."""
 
+import os
+from importlib.metadata import version
+
+# Read by gRPC when it is loaded, so it stands before what loads it. The newer of its two ways to
+# wait for sockets hands every message through more threads: 15 switches of thread per frame against
+# 8, and half as much CPU again (docs/benchmarks.md). Measured with 1.85; later ones do as they do.
+if version("grpcio").startswith("1.85."):
+    os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_listener")
+
 import argparse
 import asyncio
+import gc
 import logging
-import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
@@ -26,6 +34,14 @@ from stoker.core.config import defaults_yaml
 from stoker.core.errors import ExitCode, StokerError
 from stoker.core.sdnotify import Notifier
 
+# What lives here is values without cycles, which go when nothing refers to them. To look for cycles
+# stops the loop (a look through a fleet of 1,000 nodes for 20 to 40 ms), so it is done seldom.
+_COLLECTOR_THRESHOLDS = (10_000, 20, 100)
+
+# The writer's thread wants the interpreter for a moment at each step of a commit; a busy loop would
+# let it wait five milliseconds every time.
+_SWITCH_SECONDS = 0.001
+
 _log = logging.getLogger("stoker.aggregator")
 
 
@@ -38,6 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = load(options.config, os.environ, _flags(options))
         _set_up_logging(settings.log_level)
+        gc.freeze()  # modules stay
+        gc.set_threshold(*_COLLECTOR_THRESHOLDS)
+        sys.setswitchinterval(_SWITCH_SECONDS)
         uvloop.run(run(settings))
     except StokerError as error:
         sys.stderr.write(f"stoker-aggregator: {error}\n")

@@ -240,4 +240,4 @@ def _gpu_state(gpu: GpuView, *, is_open: bool) -> str:
 
 
 def _gpu_gauge(fact: str, text: str) -> GaugeMetricFamily:
-    return GaugeMetricFamily(f"stoker_gpu_{fact}", text, labels=_GPU_LABELS)
+    return GaugeMetricFamily(f"stoker_fleet_gpu_{fact}", text, labels=_GPU_LABELS)

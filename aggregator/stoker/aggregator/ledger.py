@@ -180,6 +180,7 @@ class Ledger:
         if error is not None:
             self._meters.store_failures.inc()
             applied.set_exception(error)
+            applied.exception()  # has been looked at: a caller that was cancelled will not do it
             return
         try:
             for event, id_ in zip(events, stored.result(), strict=True):

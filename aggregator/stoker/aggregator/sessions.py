@@ -19,7 +19,7 @@ from stoker.aggregator.failures import CallFailure, Context, store_unavailable
 from stoker.aggregator.ledger import Ledger
 from stoker.aggregator.limits import Malformed
 from stoker.aggregator.meters import Meters
-from stoker.aggregator.model import Command
+from stoker.aggregator.model import Command, NodeFacts
 from stoker.aggregator.rpc import received
 from stoker.aggregator.wire import (
     PROTOCOL_VERSION,
@@ -39,7 +39,7 @@ from stoker.v1 import agent_pb2
 # A stream that does not say hello so soon is closed.
 HELLO_SECONDS = 10.0
 # How often acknowledgements are looked at: so late comes that of a frame which changed something.
-ACK_TICK_SECONDS = 0.1
+ACK_TICK_SECONDS = 0.2
 # Frames that changed nothing wait so long for their acknowledgement, or until there are so many:
 # to write one costs as much as to take in a frame.
 ACK_SECONDS = 2.0
@@ -94,6 +94,7 @@ class _Session:
         self.offset = ClockOffset(hello.monotonic_seconds, arrived)
         self.uuids: dict[int, str] = {}
         self.has_inventory = False
+        self.is_connected = False  # the fleet knows of it
         self.commands: deque[Command] = deque()
         self.commands_done = 0
         self.next_command_id = 1
@@ -124,6 +125,9 @@ class AgentLink:
         self._version = version
         self._live: dict[str, _Session] = {}
         self._progress: dict[str, _Progress] = {}
+        # What was last given to the ledger about each node: it may not be applied yet, for a stream
+        # that breaks does not take back what it had recorded.
+        self._recorded: dict[str, NodeFacts] = {}
         self._unacked: dict[int, _Session] = {}
         self._next_session = 1
         self._closing: CallFailure | None = None
@@ -133,7 +137,8 @@ class AgentLink:
     def next_command_id(self, node: str) -> int | None:
         """Return the id of the next command on the node's stream; None: there is no stream."""
         session = self._live.get(node)
-        return session.next_command_id if session else None
+        # Before the fleet knows of the stream, it could not remember what was sent on it.
+        return session.next_command_id if session and session.is_connected else None
 
     def has_inventory(self, node: str) -> bool:
         """Whether the node has told which GPUs it has."""
@@ -274,8 +279,7 @@ class AgentLink:
     async def _register(self, session: _Session, hello: Hello) -> None:
         known = self._ledger.fleet.nodes.get(session.node)
         facts = hello.complete_facts(known.facts if known else None)
-        if known is None or known.facts != facts:
-            await self._ledger.record(e.NodeRegistered(self._clock.now(), facts))
+        await self._record(facts)
         if session.ending is not None:
             raise session.ending
         if hello.inventory is not None or (known and known.facts.incarnation == facts.incarnation):
@@ -283,7 +287,17 @@ class AgentLink:
         session.has_inventory = hello.inventory is not None or bool(facts.gpus)
         now = self._clock.now()
         connected = e.AgentConnected(now, session.node, session.id, hello.held, session.acked)
+        session.is_connected = True
         self._ledger.note(connected)
+
+    async def _record(self, facts: NodeFacts) -> None:
+        """Have the ledger know these facts, whatever an earlier stream is still having recorded."""
+        known = self._ledger.fleet.nodes.get(facts.name)
+        is_known = known is not None and known.facts == facts
+        if is_known and self._recorded.get(facts.name, facts) == facts:
+            return
+        self._recorded[facts.name] = facts
+        await self._ledger.record(e.NodeRegistered(self._clock.now(), facts))
 
     def _end(self, session: _Session, reason: str) -> None:
         session.is_over = True
@@ -353,11 +367,9 @@ class AgentLink:
     ) -> None:
         inventory = read_inventory(message, "frame.inventory")
         known = self._ledger.fleet.nodes[session.node].facts
-        facts = with_inventory(known, inventory)
-        if facts != known:
-            await self._ledger.record(e.NodeRegistered(now, facts))
-            if session.ending is not None:
-                raise session.ending
+        await self._record(with_inventory(known, inventory))
+        if session.ending is not None:
+            raise session.ending
         session.uuids = inventory.uuids()
         session.has_inventory = True
 

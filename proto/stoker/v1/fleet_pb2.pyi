@@ -4,8 +4,8 @@ isort:skip_file
 The door of the clients: ask for GPUs, keep them, give them back, and see the fleet.
 
 Every failure carries google.rpc status details: ErrorInfo with domain "stoker" and a stable reason
-(INVALID_REQUEST, CANNOT_PLACE, NOT_FOUND, NOT_GRANTED, STORE_UNAVAILABLE, VERSION_TOO_OLD, KEY_REUSED),
-BadRequest with the field for what cannot be understood, and stoker.v1.Refusals for what cannot be placed.
+(INVALID_REQUEST, CANNOT_PLACE, NOT_FOUND, NOT_GRANTED, STORE_UNAVAILABLE, VERSION_TOO_OLD, WATCH_TOO_SLOW,
+KEY_REUSED, STOPPING), BadRequest with the field for what cannot be understood, and stoker.v1.Refusals for what cannot be placed.
 """
 
 from collections import abc as _abc
@@ -656,7 +656,7 @@ class WatchResponse(_message.Message):
     at: _builtins.float
     """When it happened, on the aggregator's clock."""
     event: _builtins.str
-    """What happened: the event's name, such as "AllocationGranted"."""
+    """What happened: the event's name, such as "AllocationGranted"; "Present" for what stood before the watch began."""
     @_builtins.property
     def allocation(self) -> _types_pb2.Allocation:
         """For a change of an allocation."""

@@ -130,7 +130,8 @@ class FleetServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Watch(self, request, context):
-        """Every durable change after `resource_version`, in order. OUT_OF_RANGE when that is no longer kept.
+        """Every durable change after `resource_version`, in order. OUT_OF_RANGE when that is no longer kept, ABORTED when
+        the reader was left too far behind; both say how to go on.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -4,8 +4,8 @@ isort:skip_file
 The door of the clients: ask for GPUs, keep them, give them back, and see the fleet.
 
 Every failure carries google.rpc status details: ErrorInfo with domain "stoker" and a stable reason
-(INVALID_REQUEST, CANNOT_PLACE, NOT_FOUND, NOT_GRANTED, STORE_UNAVAILABLE, VERSION_TOO_OLD, KEY_REUSED),
-BadRequest with the field for what cannot be understood, and stoker.v1.Refusals for what cannot be placed.
+(INVALID_REQUEST, CANNOT_PLACE, NOT_FOUND, NOT_GRANTED, STORE_UNAVAILABLE, VERSION_TOO_OLD, WATCH_TOO_SLOW,
+KEY_REUSED, STOPPING), BadRequest with the field for what cannot be understood, and stoker.v1.Refusals for what cannot be placed.
 """
 
 from collections import abc as _abc
@@ -54,7 +54,9 @@ class FleetStub:
     ListAllocations: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.ListAllocationsRequest, _fleet_pb2.ListAllocationsResponse]
     """Every allocation that has not ended, and on request those remembered."""
     Watch: _grpc.UnaryStreamMultiCallable[_fleet_pb2.WatchRequest, _fleet_pb2.WatchResponse]
-    """Every durable change after `resource_version`, in order. OUT_OF_RANGE when that is no longer kept."""
+    """Every durable change after `resource_version`, in order. OUT_OF_RANGE when that is no longer kept, ABORTED when
+    the reader was left too far behind; both say how to go on.
+    """
     Cordon: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.CordonRequest, _fleet_pb2.CordonResponse]
     """No new allocation goes to the node; what it holds stays."""
     Uncordon: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.UncordonRequest, _fleet_pb2.UncordonResponse]
@@ -81,7 +83,9 @@ class FleetAsyncStub(FleetStub):
     ListAllocations: _aio.UnaryUnaryMultiCallable[_fleet_pb2.ListAllocationsRequest, _fleet_pb2.ListAllocationsResponse]  # type: ignore[assignment]
     """Every allocation that has not ended, and on request those remembered."""
     Watch: _aio.UnaryStreamMultiCallable[_fleet_pb2.WatchRequest, _fleet_pb2.WatchResponse]  # type: ignore[assignment]
-    """Every durable change after `resource_version`, in order. OUT_OF_RANGE when that is no longer kept."""
+    """Every durable change after `resource_version`, in order. OUT_OF_RANGE when that is no longer kept, ABORTED when
+    the reader was left too far behind; both say how to go on.
+    """
     Cordon: _aio.UnaryUnaryMultiCallable[_fleet_pb2.CordonRequest, _fleet_pb2.CordonResponse]  # type: ignore[assignment]
     """No new allocation goes to the node; what it holds stays."""
     Uncordon: _aio.UnaryUnaryMultiCallable[_fleet_pb2.UncordonRequest, _fleet_pb2.UncordonResponse]  # type: ignore[assignment]
@@ -147,7 +151,9 @@ class FleetServicer(metaclass=_abc_1.ABCMeta):
         request: _fleet_pb2.WatchRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_fleet_pb2.WatchResponse], _abc.AsyncIterator[_fleet_pb2.WatchResponse]]:
-        """Every durable change after `resource_version`, in order. OUT_OF_RANGE when that is no longer kept."""
+        """Every durable change after `resource_version`, in order. OUT_OF_RANGE when that is no longer kept, ABORTED when
+        the reader was left too far behind; both say how to go on.
+        """
 
     @_abc_1.abstractmethod
     def Cordon(

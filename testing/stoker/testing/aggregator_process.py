@@ -28,6 +28,7 @@ from stoker.testing.process import Killed, Process, Surroundings
 from stoker.testing.served_call import Method, ServedCall, current
 from stoker.testing.virtual_loop import VirtualLoop
 from stoker.testing.witness import Witness
+from stoker.v1 import agent_pb2
 
 VERSION = "0.1.0"
 SNAPSHOT_SECONDS = 20.0
@@ -108,9 +109,9 @@ class AggregatorProcess(Process):
         until, allocation = self.virtual(expires_at), self.fleet.allocations[id_]
         self._watch(lambda: self.witness.promised(allocation, until))
 
-    def acknowledge(self, node: str, sequence: int) -> None:
+    def acknowledge(self, node: str, sequence: int, reading: agent_pb2.Frame) -> None:
         """Take in that an agent is about to be told that its frames were taken in."""
-        self._watch(lambda: self.witness.acknowledged(node, sequence))
+        self._watch(lambda: self.witness.acknowledged(node, sequence, reading))
 
     def decided(self, events: Sequence[e.DurableEvent]) -> None:
         """Take in what is about to be stored."""

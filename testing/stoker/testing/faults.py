@@ -46,7 +46,8 @@ class Faults:
     foreign_process: float | None = 6.0
     # Breaks a promise by itself, so no seed draws it: nothing acknowledged survives its disk.
     ledger_lost: float | None = None
-    fatal_point: float = 0.001  # the probability that a named point of the work is the last
+    fatal_point: float = 0.002  # the probability that a named point of the work is the last
+    fatal_step: float = 0.0002  # the same for a step of the aggregator, of which there are many
     network: NetworkFaults = field(default_factory=NetworkFaults)
 
     @staticmethod
@@ -55,6 +56,7 @@ class Faults:
         return Faults(
             **{each.name: None for each in fields(Faults) if each.name in KINDS},
             fatal_point=0.0,
+            fatal_step=0.0,
             network=NO_FAULTS,
         )
 
@@ -64,20 +66,23 @@ class Faults:
         share = rng.choice((0.3, 0.6, 1.0))
         drawn: dict[str, float | None] = {}
         for kind in KINDS:
-            usual = getattr(Faults(), kind)
-            happens = usual is not None and rng.random() < share
-            drawn[kind] = usual * rng.uniform(0.4, 1.5) if happens else None
+            usual: float | None = getattr(Faults(), kind)
+            if usual is not None:
+                happens = rng.random() < share
+                drawn[kind] = usual * rng.uniform(0.4, 1.5) if happens else None
         return replace(
             Faults(),
             **drawn,
-            fatal_point=rng.choice((0.0, 0.001, 0.003)),
+            fatal_point=rng.choice((0.0, 0.002, 0.005)),
+            fatal_step=rng.choice((0.0, 0.0002, 0.001)),
             network=rng.choice((NO_FAULTS, NetworkFaults(), NetworkFaults(slow=0.1))),
         )
 
     def described(self) -> str:
         """Return the kinds that happen."""
         kinds = [f"{kind} {mean:.0f}" for kind in KINDS if (mean := getattr(self, kind))]
-        return f"{', '.join(kinds)}; fatal point {self.fatal_point}; {self.network}"
+        fatal = f"fatal point {self.fatal_point}, step {self.fatal_step}"
+        return f"{', '.join(kinds)}; {fatal}; {self.network}"
 
 
 class Adversary:
@@ -236,7 +241,7 @@ class Adversary:
         gpu = self._rng.choice(machine.gpus)
         machine.lost.add(gpu.uuid)
         what = f"{machine.name}/{gpu.index} is lost"
-        self._for_a_while(10.0, what, lambda: machine.lost.discard(gpu.uuid))
+        self._for_a_while(5.0, what, lambda: machine.lost.discard(gpu.uuid))
 
     def clock_stepped(self) -> None:
         """Set the wall clock of a machine to another time."""

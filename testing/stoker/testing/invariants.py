@@ -82,14 +82,16 @@ def acknowledged_grants_are_in_the_ledger(world: "World") -> None:
 
 
 def what_has_ended_is_held_by_nobody(world: "World") -> None:
-    """When the ledger says that an allocation has ended, its node does not hold it, and never will
-    again.
+    """When the ledger says that an allocation that it had granted has ended, its node does not hold
+    it, and never will again.
     """
     allocations = world.aggregator.fleet.allocations
     for agent in world.agents:
         for held in agent.held:
             known = allocations.get(held.id)
-            if known is not None and known.state is AllocationState.ENDED:
+            if known is None or known.granted_at is None:
+                continue
+            if known.state is AllocationState.ENDED:
                 raise Broken(
                     what_has_ended_is_held_by_nobody, node=agent.name, held=held, ledger=known
                 )

@@ -4,6 +4,13 @@ Run as `python -m stoker.testing.load_bare FRAMES_PER_ACK`. It speaks enough of 
 for the same load generator to drive it with the same messages as the aggregator.
 """
 
+import os
+from importlib.metadata import version
+
+# As the aggregator waits for its sockets (see its `__main__`).
+if version("grpcio").startswith("1.85."):
+    os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_listener")
+
 import sys
 from collections.abc import AsyncIterator
 

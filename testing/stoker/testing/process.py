@@ -25,8 +25,12 @@ class Surroundings(Protocol):
     rng: Random
     story: Story
 
-    def is_fatal(self, point: str) -> bool:
-        """Whether the process that has come to this point of its work dies here."""
+    def is_fatal_point(self) -> bool:
+        """Whether the process that has come to a named point of its work dies here."""
+        ...
+
+    def is_fatal_step(self) -> bool:
+        """Whether the process that is about to take one more step dies before it."""
         ...
 
     def report(self, error: BaseException) -> None:
@@ -99,5 +103,5 @@ class Process:
 
     def pass_point(self, point: str) -> None:
         """Come to a named point of the work, which may be the last."""
-        if self.around.is_fatal(point):
+        if self.around.is_fatal_point():
             raise Killed(point)

@@ -121,7 +121,8 @@ class ServedCall:
                     self._process.promise(message.allocation_id, message.expires_at)
             case agent_pb2.AggregatorMessage():
                 if message.HasField("ack") and self.hello is not None:
-                    self._process.acknowledge(self.hello.node, message.ack.sequence)
+                    frame = self.frame or agent_pb2.Frame()
+                    self._process.acknowledge(self.hello.node, message.ack.sequence, frame)
             case _:
                 pass
         self._end.send(packet(message, self._process.wall_offset))

@@ -14,7 +14,7 @@ from collections.abc import Callable, Coroutine
 from contextvars import Context
 from typing import Any, TypeVarTuple
 
-from stoker.testing.process import Process
+from stoker.testing.process import Killed, Process
 
 Ts = TypeVarTuple("Ts")
 
@@ -108,7 +108,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def _step(self, handle: asyncio.Handle) -> None:
         if not handle.cancelled():
-            self._process.pass_point("between two steps")
+            if self._process.around.is_fatal_step():
+                raise Killed("between two steps")
             self._due.pop(handle, None)
             self._run(handle)
 

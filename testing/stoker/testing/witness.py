@@ -148,6 +148,7 @@ class Witness:
         self._durable_gpus.clear()
         self._keys.clear()
         self._given_up.clear()
+        self._given_up_at.clear()
         self._groups_seen = len(file.disk.durable)
         self._events_seen = len(file.events)
         for event in file.events:
@@ -170,7 +171,7 @@ class Witness:
         decided = Decided.of(fleet, wall)
         vacated_at = dict(self._vacated_at)
         for number, event in enumerate(events, 1):
-            if isinstance(event, e.AllocationGranted):
+            if isinstance(event, e.AllocationGranted) and not _is_held(fleet, event):
                 self._look_at(decided, event, vacated_at, now)
             elif isinstance(event, e.AllocationEnded):
                 vacated_at.update(self._vacated(event))
@@ -243,9 +244,7 @@ class Witness:
             heard.life, heard.taken = life, 0
         machine = self._machines[hello.node]
         travel = now - machine.true_time(hello.boot_id, hello.monotonic_seconds)
-        gpus = self._durable_gpus.get(hello.node, ())
-        if hello.HasField("inventory"):
-            gpus = tuple(gpu.uuid for gpu in hello.inventory.gpus)
+        gpus = _gpus_of(hello, self._durable_gpus.get(hello.node, ()))
         heard.conversation = Conversation(hello.boot_id, deque([(now, travel)]), travel, gpus)
         self._latest[hello.node] = heard
 
@@ -279,17 +278,26 @@ class Witness:
         travel_seconds = said.fastest(now, now - made_at)
         if frame.samples is not None:
             said.error_seconds = travel_seconds
-        if told.HasField("inventory"):
-            said.told_gpus = tuple(gpu.uuid for gpu in told.inventory.gpus)
+        said.told_gpus = _gpus_of(told, said.told_gpus)
         moments.samples_are_not_older_than_they_claim(
             node, frame.samples or {}, virtual, now, travel_seconds
         )
 
-    def acknowledged(self, node: str, sequence: int) -> None:
-        """Take in that the aggregator acknowledges frames."""
-        moments.acknowledged_frames_are_durable(
-            node,
-            sequence,
-            self._latest[node].conversation.told_gpus,
-            self._durable_gpus.get(node, ()),
-        )
+    def acknowledged(self, node: str, sequence: int, reading: agent_pb2.Frame) -> None:
+        """Take in that the aggregator acknowledges frames, while it reads that one."""
+        told = self._latest[node].conversation.told_gpus
+        known = self._durable_gpus.get(node, ())
+        if known != _gpus_of(reading, told):  # otherwise the ledger is ahead already
+            moments.acknowledged_frames_are_durable(node, sequence, told, known)
+
+
+def _is_held(fleet: Fleet, grant: e.AllocationGranted) -> bool:
+    """Whether the node has it already: an older ledger takes over what came after its time."""
+    return grant.id in (fleet.status(grant.node).held or {})
+
+
+def _gpus_of(
+    told: agent_pb2.Hello | agent_pb2.Frame, otherwise: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Return the GPUs that a message tells of; it need not tell of any."""
+    return tuple(g.uuid for g in told.inventory.gpus) if told.HasField("inventory") else otherwise

@@ -162,9 +162,13 @@ class World:
 
     # --- what processes find around them
 
-    def is_fatal(self, point: str) -> bool:
-        """Whether the process that has come to this point dies here."""
+    def is_fatal_point(self) -> bool:
+        """Whether the process that has come to a named point of its work dies here."""
         return not self.is_calm and self.rng.random() < self.faults.fatal_point
+
+    def is_fatal_step(self) -> bool:
+        """Whether the process that is about to take one more step dies before it."""
+        return not self.is_calm and self.rng.random() < self.faults.fatal_step
 
     def report(self, error: BaseException) -> None:
         """Take in an error that nobody expected: the run ends with it."""

@@ -114,6 +114,8 @@ def test_commands_are_counted_anew_on_a_new_stream() -> None:
     assert node.frames[-1].commands_done == 0
     node.commands = 0
     node.drop("b")
+    assert node.frames[-1].commands_done == 0  # not before its GPUs were looked at
+    node.read_processes()
     assert node.frames[-1].commands_done == 1
     node.answer_saves()
     assert node.frames[-1].commands_done == 1

@@ -92,10 +92,10 @@ def test_nodes_are_counted_by_state() -> None:
 @pytest.mark.parametrize(
     "metric",
     [
-        "stoker_gpu_memory_used_bytes",
-        "stoker_gpu_utilization_ratio",
-        "stoker_gpu_temperature_celsius",
-        "stoker_gpu_power_watts",
+        "stoker_fleet_gpu_memory_used_bytes",
+        "stoker_fleet_gpu_utilization_ratio",
+        "stoker_fleet_gpu_temperature_celsius",
+        "stoker_fleet_gpu_power_watts",
     ],
 )
 def test_value_that_is_old_or_was_not_read_is_absent(metric: str) -> None:
@@ -106,7 +106,7 @@ def test_value_that_is_old_or_was_not_read_is_absent(metric: str) -> None:
 
 
 def test_what_does_not_change_is_told_of_every_gpu() -> None:
-    assert len(by_label(registry_at(NOW + 60), "stoker_gpu_memory_total_bytes", "uuid")) == 6
+    assert len(by_label(registry_at(NOW + 60), "stoker_fleet_gpu_memory_total_bytes", "uuid")) == 6
 
 
 def test_loop_that_is_stuck_leaves_the_fleet_out() -> None:

@@ -24,7 +24,10 @@ class Place:
         self.steps = 0
         self.last_step = 10**9
 
-    def is_fatal(self, point: str) -> bool:
+    def is_fatal_point(self) -> bool:
+        return False
+
+    def is_fatal_step(self) -> bool:
         self.steps += 1
         return self.steps > self.last_step
 

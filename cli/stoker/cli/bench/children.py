@@ -8,7 +8,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -120,8 +120,14 @@ class Children:
         for child in reversed(self._children):
             await child.stop()
 
-    async def start(self, name: str, module: str, arguments: Sequence[str] = ()) -> Child:
-        """Start `python -m module` under a name that messages use."""
+    async def start(
+        self,
+        name: str,
+        module: str,
+        arguments: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> Child:
+        """Start `python -m module` under a name that messages use, `environment` added to ours."""
         stderr = self._folder / f"{len(self._children)}.stderr"
         with stderr.open("wb") as file:
             process = await asyncio.create_subprocess_exec(
@@ -132,7 +138,7 @@ class Children:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=file,
-                env=_environment(),
+                env=_environment(environment or {}),
                 limit=LINE_BYTES_MAX,
                 start_new_session=True,
             )
@@ -141,7 +147,7 @@ class Children:
         return child
 
 
-def _environment() -> dict[str, str]:
+def _environment(more: Mapping[str, str]) -> dict[str, str]:
     """Return ours without settings of stoker: what is measured is what everybody gets."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("STOKER_")}
-    return {**kept, "GRPC_VERBOSITY": "ERROR"}
+    return {**kept, "GRPC_VERBOSITY": "ERROR", **more}

@@ -28,8 +28,8 @@ def _readable(name: str, value: Any) -> str:
             return "-"
         case bool():
             return "yes" if value else "no"
-        case list() | dict():
-            return json.dumps(value)
+        case tuple() | dict():
+            return json.dumps(value) if value else "-"
         case int() if name.endswith("_bytes"):
             return format_bytes(value)
         case float() if name.endswith("_seconds_per_frame"):
