@@ -19,7 +19,7 @@ def _commands(page: Path) -> list[list[str]]:
     text = page.read_text()
     blocks = re.findall(r"^(?: {4}|\$ )stoker (.+)$", text, flags=re.MULTILINE)
     inline = re.findall(r"`stoker ([^`]+)`", text)
-    return [line.split("#")[0].split() for line in [*blocks, *inline]]
+    return [re.split("[#;]", line)[0].split() for line in [*blocks, *inline]]
 
 
 def _options(found: click.Command, daemon: str) -> set[str]:
@@ -38,7 +38,7 @@ def _unknown(words: list[str]) -> str:
         if word == "--":
             return ""
         if word.startswith("--"):
-            if word.split("=")[0] not in _options(found, words[0]):
+            if word.split("=")[0] not in _options(found, words[0]) | {"--help"}:
                 return f"{found.name} has no option {word}"
         elif isinstance(found, click.Group):
             following = found.get_command(click.Context(found), word)
