@@ -118,6 +118,20 @@ def test_bad_options_are_one_line_and_exit_2(arguments: tuple[str, ...], said: s
     assert said in line
 
 
+def test_without_what_the_daemons_need_it_says_what_is_missing() -> None:
+    code = (
+        "import importlib.util as util, sys\n"
+        "find = util.find_spec\n"
+        "util.find_spec = lambda name: None if name == 'psutil' else find(name)\n"
+        "from stoker.cli.__main__ import run\n"
+        "sys.exit(run(['bench', 'ingest', '--nodes=1']))\n"
+    )
+    done = subprocess.run((sys.executable, "-c", code), capture_output=True, text=True, check=False)
+    assert done.returncode == 4
+    (line,) = done.stderr.splitlines()
+    assert "psutil is not here" in line
+
+
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_it_with_all_it_started(
     tmp_path: Path, sent: signal.Signals, status: int

@@ -35,6 +35,7 @@ class HeldAllocation:
     holder: str
     ttl_seconds: float
     held_since: float  # when the node began to hold it
+    is_leaving: bool = False  # told to let go of it; only what is reported says so
 
     def is_same_as(self, other: "HeldAllocation") -> bool:
         """Whether both are the same claim on the same devices; since when does not matter."""

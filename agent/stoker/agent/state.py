@@ -17,7 +17,7 @@ The state is deterministic: no clock, no chance, no I/O. Two states that were gi
 at the same times returned the same actions.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import assert_never
 
@@ -432,8 +432,20 @@ class NodeState:
                 monotonic_seconds=self._now,
                 first_sequence=self._reporter.first_sequence,
                 inventory=self._inventory,
-                held=tuple({**self._reporter.parting, **self._failed, **self._claims()}.values()),
+                held=self._told(
+                    {**self._reporter.parting, **self._failed, **self._claims()},
+                    leaving={*self._reporter.parting, *self._failed, *self._ending},
+                ),
             )
+        )
+
+    @staticmethod
+    def _told(
+        held: Mapping[str, HeldAllocation], leaving: Collection[str]
+    ) -> tuple[HeldAllocation, ...]:
+        """Return what is reported as held, with what the node was told to let go of marked."""
+        return tuple(
+            replace(each, is_leaving=True) if id_ in leaving else each for id_, each in held.items()
         )
 
     def _flush(self, at: float) -> Iterator[Action]:
@@ -445,7 +457,10 @@ class NodeState:
         yield from self._reserve_if_low()
         claims = self._claims()
         carried = {id_: claims[id_] for id_ in claims if id_ in self._carried}
-        held = tuple({**self._failed, **carried, **self._durable.held}.values())
+        held = self._told(
+            {**self._failed, **carried, **self._durable.held},
+            leaving={*self._failed, *self._ending},
+        )
         report = Report(self._inventory, held, self._driver, self._processes)
         self._reporter.add_frame(at, self._now, samples, report)
         yield from self._send_due()

@@ -219,6 +219,7 @@ def _held(allocations: tuple[HeldAllocation, ...]) -> agent_pb2.Held:
                 holder=each.holder,
                 ttl_seconds=each.ttl_seconds,
                 held_since=each.held_since,
+                is_leaving=each.is_leaving,
             )
             for each in allocations
         ]

@@ -324,8 +324,12 @@ class Round:
     def _adopt(self, node: Node, held: HeldAllocation) -> None:
         """Take over what a node holds and the ledger does not know, unless its GPUs are taken.
 
-        Of a restored database the ledger may know it as still waiting; then it is granted.
+        Of a restored database the ledger may know it as still waiting; then it is granted. What
+        the node was told to let go of has ended and was forgotten: adopted, it would come back to
+        life without a client.
         """
+        if held.is_leaving:
+            return
         known = self._draft.allocations.get(held.id)
         if known is not None and known.state is not AllocationState.WAITING:
             return

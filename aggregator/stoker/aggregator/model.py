@@ -217,6 +217,7 @@ class HeldAllocation:
     holder: str
     ttl_seconds: float
     held_since: float
+    is_leaving: bool = False  # the node was told to let go of it, and has not been heard to have
 
 
 class DriverState(StrEnum):

@@ -315,6 +315,7 @@ def _held_allocation(message: agent_pb2.HeldAllocation, field: str) -> HeldAlloc
             message.ttl_seconds, f"{field}.ttl_seconds", 0.0, limits.TTL_SECONDS_MAX
         ),
         held_since=limits.finite(message.held_since, f"{field}.held_since"),
+        is_leaving=message.is_leaving,
     )
 
 

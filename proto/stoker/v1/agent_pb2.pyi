@@ -379,6 +379,7 @@ class HeldAllocation(_message.Message):
     HOLDER_FIELD_NUMBER: _builtins.int
     TTL_SECONDS_FIELD_NUMBER: _builtins.int
     HELD_SINCE_FIELD_NUMBER: _builtins.int
+    IS_LEAVING_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The aggregator's id of the allocation."""
     memory_bytes: _builtins.int
@@ -389,6 +390,10 @@ class HeldAllocation(_message.Message):
     """Request.ttl_seconds."""
     held_since: _builtins.float
     """When the node began to hold it."""
+    is_leaving: _builtins.bool
+    """The node was told to let go of it, and cannot say yet that it did or does not know that this was heard: it takes
+    its GPUs still, and an aggregator that does not know it must not adopt it. Only agents set it.
+    """
     @_builtins.property
     def gpu_uuids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The GPUs it takes, whole or in part."""
@@ -402,10 +407,11 @@ class HeldAllocation(_message.Message):
         holder: _builtins.str = ...,
         ttl_seconds: _builtins.float = ...,
         held_since: _builtins.float = ...,
+        is_leaving: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_memory_bytes", b"_memory_bytes", "memory_bytes", b"memory_bytes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_memory_bytes", b"_memory_bytes", "gpu_uuids", b"gpu_uuids", "held_since", b"held_since", "holder", b"holder", "id", b"id", "memory_bytes", b"memory_bytes", "ttl_seconds", b"ttl_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_memory_bytes", b"_memory_bytes", "gpu_uuids", b"gpu_uuids", "held_since", b"held_since", "holder", b"holder", "id", b"id", "is_leaving", b"is_leaving", "memory_bytes", b"memory_bytes", "ttl_seconds", b"ttl_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__memory_bytes: _TypeAlias = _typing.Literal["memory_bytes"]  # noqa: Y015
     _WhichOneofArgType__memory_bytes: _TypeAlias = _typing.Literal["_memory_bytes", b"_memory_bytes"]  # noqa: Y015

@@ -72,6 +72,19 @@ def test_a_frame_of_an_earlier_stream_says_nothing_about_what_is_held() -> None:
     assert not new.refusals
 
 
+def test_a_hello_says_what_the_node_was_told_to_let_go_of() -> None:
+    node = Node().ready(0, 1, 2)
+    for id_, index in (("kept", 0), ("looked at", 1), ("gone", 2)):
+        node.hold(allocation(id_, index))
+    node.drop("gone")
+    node.read_processes()
+    assert held_in(node.frames[-1]) == {"kept", "looked at"}
+    node.drop("looked at")
+    hello = node.reconnect()  # before the frame without "gone" was acknowledged
+    told = {each.id: each.is_leaving for each in hello.held}
+    assert told == {"kept": False, "looked at": True, "gone": True}
+
+
 def test_a_hello_lists_what_is_being_journaled() -> None:
     node = Node().ready()
     node.disk_answers = False

@@ -123,6 +123,13 @@ def test_nothing_is_dropped_before_the_node_has_told_its_gpus() -> None:
     assert scene.state("x") is AllocationState.GRANTED
 
 
+def test_what_the_node_was_told_to_let_go_of_is_dropped_not_adopted() -> None:
+    # It ended and was forgotten; the node did not hear that its report of it had arrived.
+    scene = reported(replace(held("x", "n1-0"), is_leaving=True))
+    assert scene.fleet.allocations == {}
+    assert [(c.allocation_id, c.is_hold) for c in scene.send_commands("n1")] == [("x", False)]
+
+
 def test_what_has_ended_is_dropped_not_adopted() -> None:
     scene = Scene(make_facts(gpus=1))
     mine = scene.grant(whole())

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import importlib.util
 import signal
 import sys
 import tempfile
@@ -12,13 +13,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from stoker.cli.settings import Settings, json_option
-from stoker.core.errors import BadInput
+from stoker.core.errors import BadInput, Missing
 from stoker.core.gpu_models import GPUS_PER_NODE_MAX
 
 if TYPE_CHECKING:
     from stoker.cli.bench.figures import AllocateReport, IngestReport
 
 T = TypeVar("T")
+
+# Of the daemons' extras; `stoker[cli]` alone has none of them.
+_NEEDED = ("grpc_health", "prometheus_client", "psutil", "sqlite_utils", "uvloop")
 
 NODES_MAX = 20_000
 HZ_MAX = 100.0
@@ -33,6 +37,9 @@ def bench() -> None:
     Agents, each with a TCP connection of its own, run in processes apart from the aggregator's,
     so that what it uses is told apart from what they use. Progress goes to standard error.
     """
+    lacking = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if lacking:
+        raise Missing(f"bench runs the daemons, and {', '.join(lacking)} is not here: stoker[all]")
 
 
 def _common(command: Callable[..., None]) -> Callable[..., None]:
