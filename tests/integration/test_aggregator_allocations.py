@@ -301,16 +301,23 @@ async def test_cordoned_node_takes_nothing_new_and_keeps_what_it_has(stage: Stag
         await stage.allocate()
 
 
+async def read_to_end(
+    call: "aio.UnaryStreamCall[fleet_pb2.WatchRequest, fleet_pb2.WatchResponse]",
+) -> None:
+    while await call.read() is not aio.EOF:
+        pass
+
+
 async def test_client_that_waits_is_told_when_the_aggregator_stops(tmp_path: Path) -> None:
     clock = JumpClock()
     async with serving(tmp_path, clock) as stage, stage.agent(gpus=1):
         await stage.allocate()
         waiting = await stage.queue()
         watching = stage.fleet.Watch(fleet_pb2.WatchRequest(resource_version=1))
+        await watching.read()  # it is under way
         stage.aggregator.stop()
         failed = await waiting.failure()
         assert failed.code is grpc.StatusCode.UNAVAILABLE
         with pytest.raises(aio.AioRpcError) as caught:
-            async for _ in watching:
-                pass
+            await read_to_end(watching)
         assert Failure(caught.value).code is grpc.StatusCode.UNAVAILABLE
