@@ -18,7 +18,7 @@ LONG_FILES: dict[str, str] = {}
 
 # Modules that do I/O. All others of these parts stand in the contract `pure` of .importlinter.
 EDGES = {
-    "core": {"clock", "config", "sdnotify"},
+    "core": {"clock", "config", "daemons", "sdnotify"},
     "agent": {
         *("__main__", "config", "daemon", "driver", "driver_frames", "driver_host", "driver_link"),
         *("driver_nvml", "driver_process", "exporter", "journal", "link", "processes", "procfs"),

@@ -8,15 +8,14 @@ import os
 import signal
 import sys
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from random import Random
-from typing import NoReturn
 
 import uvloop
 
-from stoker.agent.config import ENVIRONMENT_PREFIX, AgentConfig, LogLevel, Settings, load
+from stoker.agent.config import ENVIRONMENT_PREFIX, AgentConfig, Settings, load
 from stoker.agent.daemon import Agent
 from stoker.agent.driver_frames import DriverSource, RealDriver, SimulatedDriver
 from stoker.agent.driver_link import DriverHost
@@ -26,6 +25,7 @@ from stoker.agent.model import NodeIdentity
 from stoker.agent.proctable import ProcTable
 from stoker.core.clock import SystemClock
 from stoker.core.config import defaults_yaml
+from stoker.core.daemons import DaemonParser, flags_of, set_up_logging
 from stoker.core.errors import ExitCode, StokerError, StoreError
 from stoker.core.sdnotify import Notifier
 
@@ -43,8 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.write(defaults_yaml(AgentConfig))
         return ExitCode.OK
     try:
-        settings = load(options.config, os.environ, _flags(options))
-        _set_up_logging(settings.log_level)
+        settings = load(options.config, os.environ, flags_of(options))
+        set_up_logging(settings.log_level)
         uvloop.run(_run(settings))
     except StokerError as error:
         sys.stderr.write(f"stoker-agent: {error}\n")
@@ -111,31 +111,13 @@ def _announce(path: Path, settings: Settings, server: MetricsServer) -> None:
         raise StoreError(f"{path}: {error.strerror}") from error
 
 
-def _set_up_logging(level: LogLevel) -> None:
-    # The journal of systemd keeps the time itself.
-    time = "" if "JOURNAL_STREAM" in os.environ else "%(asctime)s "
-    logging.basicConfig(format=f"{time}%(levelname)s %(message)s", stream=sys.stderr)
-    logging.getLogger("stoker").setLevel(level.upper())  # the libraries' own talk stays out
-
-
-class _Parser(argparse.ArgumentParser):
-    """A parser whose complaints are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Say what is wrong and exit with 2."""
-        self.exit(ExitCode.USAGE, f"{self.prog}: {message}; --help lists the options\n")
-
-
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(
-        prog="stoker-agent",
-        description="Reads the GPUs of this host, holds what was granted on them, reports up.",
-        epilog=f"Every option can also be given in the file and as {ENVIRONMENT_PREFIX}NAME; "
-        "flags win over the environment, which wins over the file.",
-        allow_abbrev=False,
+    parser = DaemonParser(
+        "stoker-agent",
+        "Reads the GPUs of this host, holds what was granted on them, reports up.",
+        ENVIRONMENT_PREFIX,
     )
     add = parser.add_argument
-    add("--config", type=Path, metavar="FILE", help="YAML file of options")
     add("--node", metavar="NAME", help="name of this node (default: the host name)")
     add("--aggregator", action="append", metavar="HOST:PORT", help="repeatable; tried in turn")
     add("--pool", metavar="NAME", help="the pool that this node belongs to")
@@ -147,26 +129,10 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         metavar="DURATION",
         help="between two readings of processes",
     )
-    add("--data-dir", metavar="FOLDER", help="where the journal is kept")
-    add("--metrics-listen", dest="metrics.listen", metavar="HOST:PORT", help="port 0: a free one")
     add("--simulate", action="append", metavar="COUNTxMODEL", help="repeatable; such as 2xT4")
     add("--seed", metavar="NUMBER", help="which simulated node, of many that look alike")
     add("--scenario", metavar="FILE", help="what happens on the simulated GPUs (JSON)")
-    add(
-        "--insecure",
-        action="store_true",
-        default=None,
-        help="talk beyond this machine without encryption",
-    )
-    add("--log-level", metavar="LEVEL", help=", ".join(LogLevel))
-    add("--print-defaults", action="store_true", help="print a file with every option, and exit")
-    add("--version", action="version", version=f"stoker-agent {version('stoker')}")
     return parser.parse_args(arguments)
-
-
-def _flags(options: argparse.Namespace) -> Mapping[str, object]:
-    flags: dict[str, object] = vars(options)
-    return {name: flags[name] for name in flags if name not in {"config", "print_defaults"}}
 
 
 if __name__ == "__main__":

@@ -5,14 +5,14 @@ import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
 
 from stoker.core import config
 from stoker.core.addresses import Address, parse_address
 from stoker.core.config import option, section
-from stoker.core.errors import BadInput
+from stoker.core.daemons import LogLevel, check_reach, default_data_dir
+from stoker.core.errors import BadInput, shown
 from stoker.core.gpu_models import parse_simulate_spec
 
 ENVIRONMENT_PREFIX = "STOKER_AGENT_"
@@ -24,15 +24,6 @@ POOL_CHARACTERS_MAX = 63
 
 _DNS_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", re.ASCII)
 _NO_LABELS: Mapping[str, str] = MappingProxyType({})
-
-
-class LogLevel(StrEnum):
-    """What is worth a line."""
-
-    DEBUG = "debug"
-    INFO = "info"
-    WARNING = "warning"
-    ERROR = "error"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +45,7 @@ class AgentConfig:
     )
     pool: str = option("", "The pool that this node belongs to; empty: none.")
     labels: Mapping[str, str] = option(
-        _NO_LABELS, "Words about this node that requests can be filtered by.", flag="--label"
+        _NO_LABELS, "Words about this node, shown to clients.", flag="--label"
     )
     interval_seconds: float = option(
         1.0, "Time between two samples of every GPU.", minimum=0.05, maximum=60.0
@@ -109,11 +100,11 @@ def settle(written: AgentConfig, environ: Mapping[str, str], *, hostname: str) -
     if not aggregators:
         raise BadInput("aggregator: wanted at least one HOST:PORT, found none")
     for each in aggregators:
-        _check_reach(each, "aggregator", is_insecure=written.insecure)
+        check_reach(each, "aggregator", is_insecure=written.insecure)
         if each.port == 0:
             raise BadInput(f"aggregator: {each} has no port to dial")
     listen = parse_address(written.metrics.listen, "metrics.listen")
-    _check_reach(listen, "metrics.listen", is_insecure=written.insecure)
+    check_reach(listen, "metrics.listen", is_insecure=written.insecure)
     for spec in written.simulate:
         parse_simulate_spec(spec)
     if written.scenario is not None and not written.simulate:
@@ -125,7 +116,7 @@ def settle(written: AgentConfig, environ: Mapping[str, str], *, hostname: str) -
         labels=_checked_labels(written.labels),
         interval_seconds=written.interval_seconds,
         processes_interval_seconds=written.processes_interval_seconds,
-        data_dir=written.data_dir or _default_data_dir(environ, is_root=os.geteuid() == 0),
+        data_dir=written.data_dir or default_data_dir("agent", environ, is_root=os.geteuid() == 0),
         simulate=written.simulate,
         seed=written.seed,
         scenario=written.scenario,
@@ -134,19 +125,11 @@ def settle(written: AgentConfig, environ: Mapping[str, str], *, hostname: str) -
     )
 
 
-def _check_reach(address: Address, what: str, *, is_insecure: bool) -> None:
-    if not (address.is_loopback or is_insecure):
-        raise BadInput(
-            f"{what}: {address} is beyond this machine and the connection is not encrypted; "
-            "--insecure allows it"
-        )
-
-
 def _checked_node(name: str) -> str:
     if len(name) > NODE_NAME_CHARACTERS_MAX or not _DNS_NAME.fullmatch(name):
         raise BadInput(
             f"node: wanted letters, digits, dots, dashes, underscores, at most "
-            f"{NODE_NAME_CHARACTERS_MAX}, found {_shown(name)}"
+            f"{NODE_NAME_CHARACTERS_MAX}, found {shown(name)}"
         )
     return name
 
@@ -155,7 +138,7 @@ def _checked_pool(pool: str) -> str:
     if len(pool) > POOL_CHARACTERS_MAX or (pool and not _DNS_NAME.fullmatch(pool)):
         raise BadInput(
             f"pool: wanted letters, digits, dots, dashes, underscores, at most "
-            f"{POOL_CHARACTERS_MAX}, found {_shown(pool)}"
+            f"{POOL_CHARACTERS_MAX}, found {shown(pool)}"
         )
     return pool
 
@@ -166,8 +149,7 @@ def _checked_labels(labels: Mapping[str, str]) -> Mapping[str, str]:
     for key, value in labels.items():
         if not 0 < len(key.encode()) <= LABEL_KEY_CHARACTERS_MAX:
             raise BadInput(
-                f"labels: wanted a key of 1 to {LABEL_KEY_CHARACTERS_MAX} bytes, "
-                f"found {_shown(key)}"
+                f"labels: wanted a key of 1 to {LABEL_KEY_CHARACTERS_MAX} bytes, found {shown(key)}"
             )
         if len(value.encode()) > LABEL_VALUE_CHARACTERS_MAX:
             raise BadInput(
@@ -175,16 +157,3 @@ def _checked_labels(labels: Mapping[str, str]) -> Mapping[str, str]:
                 f"found {len(value.encode())}"
             )
     return labels
-
-
-def _default_data_dir(environ: Mapping[str, str], *, is_root: bool) -> Path:
-    if given := environ.get("STATE_DIRECTORY"):  # systemd's; with several, ours is the first
-        return Path(given.split(":")[0])
-    if is_root:
-        return Path("/var/lib/stoker/agent")
-    state = environ.get("XDG_STATE_HOME") or Path(environ.get("HOME") or ".", ".local", "state")
-    return Path(state, "stoker", "agent")
-
-
-def _shown(text: str) -> str:
-    return repr(text if len(text) <= 60 else text[:57] + "...")

@@ -15,22 +15,20 @@ import gc
 import logging
 import signal
 import sys
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import NoReturn
+from collections.abc import Sequence
 
 import uvloop
 
 from stoker.aggregator.config import (
     ENVIRONMENT_PREFIX,
     AggregatorConfig,
-    LogLevel,
     Settings,
     load,
 )
 from stoker.aggregator.server import Aggregator
 from stoker.core.clock import SteadyClock
 from stoker.core.config import defaults_yaml
+from stoker.core.daemons import DaemonParser, flags_of, set_up_logging
 from stoker.core.errors import ExitCode, StokerError
 from stoker.core.sdnotify import Notifier
 
@@ -52,8 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.write(defaults_yaml(AggregatorConfig))
         return ExitCode.OK
     try:
-        settings = load(options.config, os.environ, _flags(options))
-        _set_up_logging(settings.log_level)
+        settings = load(options.config, os.environ, flags_of(options))
+        set_up_logging(settings.log_level)
         gc.freeze()  # modules stay
         gc.set_threshold(*_COLLECTOR_THRESHOLDS)
         sys.setswitchinterval(_SWITCH_SECONDS)
@@ -75,49 +73,14 @@ async def run(settings: Settings) -> None:
     _log.info("stopped")
 
 
-def _set_up_logging(level: LogLevel) -> None:
-    # The journal of systemd keeps the time itself.
-    time = "" if "JOURNAL_STREAM" in os.environ else "%(asctime)s "
-    logging.basicConfig(format=f"{time}%(levelname)s %(message)s", stream=sys.stderr)
-    logging.getLogger("stoker").setLevel(level.upper())  # the libraries' own talk stays out
-
-
-class _Parser(argparse.ArgumentParser):
-    """A parser whose complaints are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Say what is wrong and exit with 2."""
-        self.exit(ExitCode.USAGE, f"{self.prog}: {message}; --help lists the options\n")
-
-
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(
-        prog="stoker-aggregator",
-        description="Knows the fleet, grants its GPUs, keeps the ledger, exports metrics.",
-        epilog=f"Every option can also be given in the file and as {ENVIRONMENT_PREFIX}NAME; "
-        "flags win over the environment, which wins over the file.",
-        allow_abbrev=False,
+    parser = DaemonParser(
+        "stoker-aggregator",
+        "Knows the fleet, grants its GPUs, keeps the ledger, exports metrics.",
+        ENVIRONMENT_PREFIX,
     )
-    add = parser.add_argument
-    add("--config", type=Path, metavar="FILE", help="YAML file of options")
-    add("--listen", metavar="HOST:PORT", help="where agents and clients dial")
-    add("--metrics-listen", dest="metrics.listen", metavar="HOST:PORT", help="port 0: a free one")
-    add("--data-dir", metavar="FOLDER", help="where the ledger is kept")
-    add(
-        "--insecure",
-        action="store_true",
-        default=None,
-        help="listen beyond this machine without encryption",
-    )
-    add("--log-level", metavar="LEVEL", help=", ".join(LogLevel))
-    add("--print-defaults", action="store_true", help="print a file with every option, and exit")
-    add("--version", action="version", version=f"stoker-aggregator {version('stoker')}")
+    parser.add_argument("--listen", metavar="HOST:PORT", help="where agents and clients dial")
     return parser.parse_args(arguments)
-
-
-def _flags(options: argparse.Namespace) -> Mapping[str, object]:
-    flags: dict[str, object] = vars(options)
-    return {name: flags[name] for name in flags if name not in {"config", "print_defaults"}}
 
 
 if __name__ == "__main__":

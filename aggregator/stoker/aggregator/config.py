@@ -3,24 +3,14 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 
 from stoker.core import config
 from stoker.core.addresses import Address, parse_address
 from stoker.core.config import option, section
-from stoker.core.errors import BadInput
+from stoker.core.daemons import LogLevel, check_reach, default_data_dir
 
 ENVIRONMENT_PREFIX = "STOKER_AGGREGATOR_"
-
-
-class LogLevel(StrEnum):
-    """What is worth a line."""
-
-    DEBUG = "debug"
-    INFO = "info"
-    WARNING = "warning"
-    ERROR = "error"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,25 +62,12 @@ def settle(written: AggregatorConfig, environ: Mapping[str, str], *, is_root: bo
         metrics_listen=_reachable(
             written.metrics.listen, "metrics.listen", is_insecure=written.insecure
         ),
-        data_dir=written.data_dir or _default_data_dir(environ, is_root=is_root),
+        data_dir=written.data_dir or default_data_dir("aggregator", environ, is_root=is_root),
         log_level=written.log_level,
     )
 
 
 def _reachable(text: str, what: str, *, is_insecure: bool) -> Address:
     address = parse_address(text, what)
-    if not (address.is_loopback or is_insecure):
-        raise BadInput(
-            f"{what}: {address} is reachable from beyond this machine and the connection is not "
-            "encrypted; --insecure allows it"
-        )
+    check_reach(address, what, is_insecure=is_insecure)
     return address
-
-
-def _default_data_dir(environ: Mapping[str, str], *, is_root: bool) -> Path:
-    if given := environ.get("STATE_DIRECTORY"):  # systemd's; with several, ours is the first
-        return Path(given.split(":")[0])
-    if is_root:
-        return Path("/var/lib/stoker/aggregator")
-    state = environ.get("XDG_STATE_HOME") or Path(environ.get("HOME") or ".", ".local", "state")
-    return Path(state, "stoker", "aggregator")

@@ -4,7 +4,7 @@ import ipaddress
 import re
 from dataclasses import dataclass
 
-from stoker.core.errors import BadInput
+from stoker.core.errors import BadInput, shown
 
 _ADDRESS = re.compile(r"(?:\[([0-9A-Fa-f:.%]+)\]|([^\[\]:/\s]+)):(\d{1,5})", re.ASCII)
 PORT_MAX = 65535
@@ -37,6 +37,5 @@ def parse_address(text: str, what: str = "address") -> Address:
     """
     found = _ADDRESS.fullmatch(text.strip())
     if found is None or int(found[3]) > PORT_MAX:
-        shown = text if len(text) <= 60 else text[:57] + "..."
-        raise BadInput(f"{what}: wanted HOST:PORT, found {shown!r}")
+        raise BadInput(f"{what}: wanted HOST:PORT, found {shown(text)}")
     return Address(found[1] or found[2], int(found[3]))

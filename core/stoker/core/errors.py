@@ -67,3 +67,8 @@ class StoreTooNew(StoreError):
 
 class StoreFull(StoreError):
     """There is no room to write; nothing of the refused write was kept."""
+
+
+def shown(text: str) -> str:
+    """Return a text from outside quoted and cut, so that a hostile value cannot flood a log."""
+    return repr(text if len(text) <= 60 else text[:57] + "...")

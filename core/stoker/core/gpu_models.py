@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from stoker.core.errors import BadInput
+from stoker.core.errors import BadInput, shown
 
 MIB = 2**20
 MHZ = 1_000_000.0
@@ -198,8 +198,7 @@ def find_model(name: str) -> GpuModel:
     for model in _ALL:
         if model.name.casefold() == name.casefold():
             return model
-    shown = repr(name if len(name) <= 60 else name[:57] + "...")
-    raise BadInput(f"GPU model {shown} is not known; {_hint(name)}")
+    raise BadInput(f"GPU model {shown(name)} is not known; {_hint(name)}")
 
 
 def parse_simulate_spec(text: str) -> tuple[int, GpuModel]:
@@ -208,14 +207,13 @@ def parse_simulate_spec(text: str) -> tuple[int, GpuModel]:
     Raises BadInput when it cannot be read, names no known model, or asks for none or too many.
     """
     found = _SPEC.fullmatch(text.strip())
-    shown = repr(text if len(text) <= 60 else text[:57] + "...")
     if found is None:
-        raise BadInput(f"simulated GPUs: {shown} is not COUNTxMODEL, such as 8xH100-80GB")
+        raise BadInput(f"simulated GPUs: {shown(text)} is not COUNTxMODEL, such as 8xH100-80GB")
     count = int(found[1]) if found[1] else 1
     model = find_model(found[2])
     if not 1 <= count <= GPUS_PER_NODE_MAX:
         raise BadInput(
-            f"simulated GPUs: {shown} asks for {count}; a node has 1 to {GPUS_PER_NODE_MAX}"
+            f"simulated GPUs: {shown(text)} asks for {count}; a node has 1 to {GPUS_PER_NODE_MAX}"
         )
     return count, model
 

@@ -2,7 +2,7 @@
 
 import re
 
-from stoker.core.errors import BadInput
+from stoker.core.errors import BadInput, shown
 
 # IEC 80000-13 binary prefixes and SI decimal ones. A bare "G" is refused: it reads as both.
 _BYTES_PER_UNIT = {
@@ -38,14 +38,14 @@ def parse_bytes(text: str, what: str = "size") -> int:
     found = _BYTES.fullmatch(text.strip())
     if found is None or found[3] not in _BYTES_PER_UNIT:
         raise BadInput(
-            f"{what}: {_shown(text)} is not a size; write a number and a unit of "
+            f"{what}: {shown(text)} is not a size; write a number and a unit of "
             f"{', '.join(u for u in _BYTES_PER_UNIT if u)}, such as 20GiB"
         )
     fraction = found[2] or ""
     scaled = int(found[1] + fraction) * _BYTES_PER_UNIT[found[3]]
     size = -(-scaled // int("1" + "0" * len(fraction)))
     if size > BYTES_MAX:
-        raise BadInput(f"{what}: {_shown(text)} is larger than 2^63 - 1 bytes")
+        raise BadInput(f"{what}: {shown(text)} is larger than 2^63 - 1 bytes")
     return size
 
 
@@ -62,11 +62,11 @@ def parse_duration(text: str, what: str = "duration") -> float:
         seconds = sum(float(n) * _SECONDS_PER_UNIT[unit] for n, unit in parts)
     else:
         raise BadInput(
-            f"{what}: {_shown(text)} is not a duration; write seconds or a sum of "
+            f"{what}: {shown(text)} is not a duration; write seconds or a sum of "
             "ms, s, m, h, d, w, such as 45s, 10m or 1h30m"
         )
     if seconds > DURATION_SECONDS_MAX:
-        raise BadInput(f"{what}: {_shown(text)} is longer than ten years")
+        raise BadInput(f"{what}: {shown(text)} is longer than ten years")
     return seconds
 
 
@@ -90,8 +90,3 @@ def format_duration(seconds: float) -> str:
         if count:
             parts.append(f"{count}{unit}")
     return " ".join(parts[:2])
-
-
-def _shown(text: str) -> str:
-    """Return the text quoted and cut, so that a hostile value cannot flood a log."""
-    return repr(text if len(text) <= 60 else text[:57] + "...")

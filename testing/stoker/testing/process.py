@@ -2,6 +2,7 @@
 dies with it.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from random import Random
 from typing import ParamSpec, Protocol
@@ -42,7 +43,7 @@ class Surroundings(Protocol):
         ...
 
 
-class Process:
+class Process(ABC):
     """A process with lives; a callable made in one life does nothing in the next."""
 
     def __init__(self, name: str, around: Surroundings) -> None:
@@ -67,13 +68,13 @@ class Process:
             self.perish()
             self.around.mourn(self)
 
+    @abstractmethod
     def begin(self) -> None:
         """Do what a life starts with."""
-        raise NotImplementedError
 
+    @abstractmethod
     def perish(self) -> None:
         """Lose what a death takes: streams, what was not synced."""
-        raise NotImplementedError
 
     def tell(self, what: str) -> None:
         """Add a line to the world's story."""

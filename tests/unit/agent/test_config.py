@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from stoker.agent.config import AgentConfig, LogLevel, MetricsConfig, load, settle
+from stoker.agent.config import AgentConfig, MetricsConfig, load, settle
 from stoker.core.addresses import Address
 from stoker.core.config import defaults_yaml
+from stoker.core.daemons import LogLevel
 from stoker.core.errors import BadInput
 
 

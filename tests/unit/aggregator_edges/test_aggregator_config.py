@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from stoker.aggregator.config import AggregatorConfig, LogLevel, MetricsConfig, load, settle
+from stoker.aggregator.config import AggregatorConfig, MetricsConfig, load, settle
 from stoker.core.addresses import Address
 from stoker.core.config import defaults_yaml
+from stoker.core.daemons import LogLevel
 from stoker.core.errors import BadInput
 
 
