@@ -2,8 +2,10 @@
 
 import asyncio
 import difflib
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing
+from functools import partial
+from itertools import chain
 from typing import Any, Protocol, assert_never
 
 import grpc
@@ -53,7 +55,7 @@ from stoker.aggregator.wire_fleet import (
     refusals_message,
 )
 from stoker.core.clock import Clock
-from stoker.core.errors import StoreError
+from stoker.core.errors import StoreError, shown
 from stoker.core.gpu_models import MODELS
 from stoker.core.model_names import names_match
 from stoker.core.units import format_duration
@@ -247,11 +249,15 @@ class FleetService:
 
     async def watch(self, message: fleet_pb2.WatchRequest, context: Context) -> None:
         """Stream every durable change; from version 0, everything as it is first."""
-        await context.send_initial_metadata(())  # so that a client knows that it is heard
         after = message.resource_version
+        present: Iterator[fleet_pb2.WatchResponse] = iter(())
         if after == 0:
             after = self._fleet.version
-            await self._write_everything(context, after)
+            present = self._present(after)
+        # A client that has it knows from where on nothing escapes it.
+        await context.send_initial_metadata(())
+        for standing in present:
+            await context.write(standing)
         try:
             async with aclosing(self._ledger.watch(after)) as changes:
                 async for change in changes:
@@ -264,23 +270,16 @@ class FleetService:
         except StoreError as error:
             raise store_unavailable(error) from error
 
-    async def _write_everything(self, context: Context, version: int) -> None:
+    def _present(self, version: int) -> Iterator[fleet_pb2.WatchResponse]:
+        """Return everything as it is now, `version`; messages are made as they are taken."""
         now = self._clock.now()
         nodes = self._node_rows()
         allocations = list(allocation_rows(self._fleet, include_ended=False))
-        for node in nodes:
-            message = fleet_pb2.WatchResponse(
-                resource_version=version, at=now, event="Present", node=node.message(now)
-            )
-            await context.write(message)
-        for allocation in allocations:
-            message = fleet_pb2.WatchResponse(
-                resource_version=version,
-                at=now,
-                event="Present",
-                allocation=allocation.message(),
-            )
-            await context.write(message)
+        standing = partial(fleet_pb2.WatchResponse, resource_version=version, at=now)
+        return chain(
+            (standing(event="Present", node=each.message(now)) for each in nodes),
+            (standing(event="Present", allocation=each.message()) for each in allocations),
+        )
 
     # --- helpers
 
@@ -322,7 +321,7 @@ class FleetService:
         hint = f"; the nearest is {known[near[0]]}" if near else ""
         raise Malformed(
             "request.model",
-            f"{limits.shown(asked)} is no model in the fleet or the catalogue{hint}; "
+            f"{shown(asked)} is no model in the fleet or the catalogue{hint}; "
             f"the catalogue has {', '.join(MODELS)}",
         )
 

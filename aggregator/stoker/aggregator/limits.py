@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Mapping
 
+from stoker.core.errors import shown
 from stoker.core.units import BYTES_MAX
 
 NAME_BYTES_MAX = 253
@@ -21,7 +22,6 @@ INTERVAL_SECONDS_MAX = 3600.0
 
 # With underscores, which the names of hosts have although DNS forbids them.
 _DNS_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?", re.ASCII)
-_SHOWN_MAX = 60
 
 
 class Malformed(Exception):
@@ -83,8 +83,3 @@ def labels(value: Mapping[str, str], field: str) -> dict[str, str] | None:
         text(key, f"{field} key", LABEL_KEY_BYTES_MAX, required=True)
         text(each, f"{field}[{shown(key)}]", TEXT_BYTES_MAX)
     return dict(value)
-
-
-def shown(value: str) -> str:
-    """Return the text quoted and cut, so that a hostile value cannot flood a log."""
-    return repr(value if len(value) <= _SHOWN_MAX else value[: _SHOWN_MAX - 3] + "...")

@@ -18,6 +18,7 @@ from stoker.aggregator.model import (
     Process,
     ProcessTable,
 )
+from stoker.core.errors import shown
 from stoker.core.gpu_models import GPUS_PER_NODE_MAX
 from stoker.v1 import agent_pb2, types_pb2
 
@@ -200,7 +201,7 @@ def _id(value: str, field: str) -> str:
 def _check_unique(values: list[str], field: str) -> None:
     if len(set(values)) < len(values):
         twice = next(value for value in values if values.count(value) > 1)
-        raise Malformed(field, f"{limits.shown(twice)} is there twice")
+        raise Malformed(field, f"{shown(twice)} is there twice")
 
 
 def _gpu(message: agent_pb2.Gpu, field: str) -> Gpu:
