@@ -44,6 +44,8 @@ class _DriverStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DriverSta
     """A call did not return in time; nothing on the node is known now."""
     DRIVER_STATE_FAILED: _DriverState.ValueType  # 4
     """The library or the driver is not there or does not answer sensibly."""
+    DRIVER_STATE_RELEASED: _DriverState.ValueType  # 5
+    """The agent let go of the driver because somebody asked for it, and stays away until told otherwise."""
 
 class DriverState(_DriverState, metaclass=_DriverStateEnumTypeWrapper):
     """Whether the driver answers."""
@@ -58,6 +60,8 @@ DRIVER_STATE_BLOCKED: DriverState.ValueType  # 3
 """A call did not return in time; nothing on the node is known now."""
 DRIVER_STATE_FAILED: DriverState.ValueType  # 4
 """The library or the driver is not there or does not answer sensibly."""
+DRIVER_STATE_RELEASED: DriverState.ValueType  # 5
+"""The agent let go of the driver because somebody asked for it, and stays away until told otherwise."""
 Global___DriverState: _TypeAlias = DriverState  # noqa: Y015
 
 @_typing.final
@@ -243,6 +247,7 @@ class Inventory(_message.Message):
     DRIVER_VERSION_FIELD_NUMBER: _builtins.int
     CUDA_VERSION_FIELD_NUMBER: _builtins.int
     GPUS_FIELD_NUMBER: _builtins.int
+    MISSING_FIELD_NUMBER: _builtins.int
     driver_version: _builtins.str
     """The driver's release, such as "580.65.06"."""
     cuda_version: _builtins.str
@@ -251,16 +256,21 @@ class Inventory(_message.Message):
     def gpus(self) -> _containers.RepeatedCompositeFieldContainer[Global___Gpu]:
         """Every GPU that can be read, in PCI order."""
 
+    @_builtins.property
+    def missing(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.MissingGpu]:
+        """Every other GPU that the driver counts."""
+
     def __init__(
         self,
         *,
         driver_version: _builtins.str = ...,
         cuda_version: _builtins.str = ...,
         gpus: _abc.Iterable[Global___Gpu] | None = ...,
+        missing: _abc.Iterable[_types_pb2.MissingGpu] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cuda_version", b"cuda_version", "driver_version", b"driver_version", "gpus", b"gpus"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cuda_version", b"cuda_version", "driver_version", b"driver_version", "gpus", b"gpus", "missing", b"missing"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -670,7 +680,7 @@ class DriverStatus(_message.Message):
     state: Global___DriverState.ValueType
     """What the driver is doing."""
     reason: _builtins.str
-    """Why it is blocked or failed; empty otherwise."""
+    """Why it is blocked, failed or released; empty otherwise."""
     restarts: _builtins.int
     """How often the driver host was replaced since the agent's start."""
     def __init__(

@@ -382,6 +382,7 @@ class Node(_message.Message):
     LAST_SAMPLE_AT_FIELD_NUMBER: _builtins.int
     INTERVAL_SECONDS_FIELD_NUMBER: _builtins.int
     CUDA_VERSION_FIELD_NUMBER: _builtins.int
+    MISSING_GPUS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Unique in the fleet."""
     state: Global___NodeState.ValueType
@@ -414,6 +415,10 @@ class Node(_message.Message):
     def gpus(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeGpu]:
         """In PCI order."""
 
+    @_builtins.property
+    def missing_gpus(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.MissingGpu]:
+        """GPUs of the host that are out of use, with the reason."""
+
     def __init__(
         self,
         *,
@@ -431,10 +436,11 @@ class Node(_message.Message):
         last_sample_at: _builtins.float | None = ...,
         interval_seconds: _builtins.float = ...,
         cuda_version: _builtins.str = ...,
+        missing_gpus: _abc.Iterable[_types_pb2.MissingGpu] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_cordoned", b"_cordoned", "_last_sample_at", b"_last_sample_at", "cordoned", b"cordoned", "last_sample_at", b"last_sample_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cordoned", b"_cordoned", "_last_sample_at", b"_last_sample_at", "agent_version", b"agent_version", "boot_id", b"boot_id", "cordoned", b"cordoned", "cuda_version", b"cuda_version", "driver_version", b"driver_version", "gpus", b"gpus", "interval_seconds", b"interval_seconds", "labels", b"labels", "last_sample_at", b"last_sample_at", "name", b"name", "pool", b"pool", "simulated", b"simulated", "state", b"state", "state_reason", b"state_reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cordoned", b"_cordoned", "_last_sample_at", b"_last_sample_at", "agent_version", b"agent_version", "boot_id", b"boot_id", "cordoned", b"cordoned", "cuda_version", b"cuda_version", "driver_version", b"driver_version", "gpus", b"gpus", "interval_seconds", b"interval_seconds", "labels", b"labels", "last_sample_at", b"last_sample_at", "missing_gpus", b"missing_gpus", "name", b"name", "pool", b"pool", "simulated", b"simulated", "state", b"state", "state_reason", b"state_reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cordoned: _TypeAlias = _typing.Literal["cordoned"]  # noqa: Y015
     _WhichOneofArgType__cordoned: _TypeAlias = _typing.Literal["_cordoned", b"_cordoned"]  # noqa: Y015

@@ -420,3 +420,37 @@ class Process(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__started_at) -> _WhichOneofReturnType__started_at | None: ...
 
 Global___Process: _TypeAlias = Process  # noqa: Y015
+
+@_typing.final
+class MissingGpu(_message.Message):
+    """A GPU that the driver counts and that could not be read: it is out of use until it can be."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    UUID_FIELD_NUMBER: _builtins.int
+    ERROR_KIND_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """Position in PCI order."""
+    uuid: _builtins.str
+    """NVML's UUID; empty: never read."""
+    error_kind: _builtins.str
+    """The kind of error, stable for programs: "driver_timeout", "gpu_lost", "reset_required", ..."""
+    reason: _builtins.str
+    """One sentence: what was asked of it and what was found."""
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        uuid: _builtins.str = ...,
+        error_kind: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error_kind", b"error_kind", "index", b"index", "reason", b"reason", "uuid", b"uuid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MissingGpu: _TypeAlias = MissingGpu  # noqa: Y015
