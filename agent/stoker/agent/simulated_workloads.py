@@ -1,9 +1,10 @@
 """Which processes of this machine say that they use simulated GPUs.
 
 A process says so by its environment: STOKER_SIMULATED_WORKLOAD, such as
-"memory=4GiB utilization=0.8", and CUDA_VISIBLE_DEVICES with the UUIDs of the GPUs that it uses
-(or "all"). Without CUDA_VISIBLE_DEVICES it uses none: a simulated GPU is never used by accident.
-What the workload does not say, or says wrongly, is a bare CUDA context that does nothing.
+"memory=4GiB utilization=0.8", and CUDA_VISIBLE_DEVICES with the UUIDs of the GPUs, or of the MIG
+devices, that it uses (or "all"). Without CUDA_VISIBLE_DEVICES it uses none: a simulated GPU is
+never used by accident. What the workload does not say, or says wrongly, is a bare CUDA context
+that does nothing.
 """
 
 import os
@@ -59,7 +60,8 @@ def parse_devices(text: str, uuids: Collection[str]) -> frozenset[str]:
         return frozenset(uuids)
     named: set[str] = set()
     for entry in (part.strip() for part in text.split(",")):
-        meant = [uuid for uuid in uuids if entry.startswith("GPU-") and uuid.startswith(entry)]
+        is_uuid = entry.startswith(("GPU-", "MIG-"))
+        meant = [uuid for uuid in uuids if is_uuid and uuid.startswith(entry)]
         if len(meant) != 1:
             break  # CUDA too sees only the devices before the first one that it cannot find
         named.add(meant[0])

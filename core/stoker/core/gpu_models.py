@@ -3,7 +3,8 @@
 Figures are those of one idle card as `nvidia-smi -q` shows them (SXM boards where there are any),
 so that what a simulated node promises is what a real one has: a "80GB" H100 has 81559 MiB, of
 which the driver keeps 480. Marked figures were not seen on a card: they follow the nearest
-relative of the same family.
+relative of the same family. Of the A100-80GB and the H200 no such listing was at hand: what they
+have beyond memory, clocks and power follows the A100-40GB and the H100.
 """
 
 import difflib
@@ -11,11 +12,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Final
 
+from stoker.core import mig_profiles
 from stoker.core.errors import BadInput, shown
+from stoker.core.mig_profiles import MigProfile
 
 MIB = 2**20
 MHZ = 1_000_000.0
+MB = 1_000_000.0
 
 # A PCIe root can address more; no server holds more.
 GPUS_PER_NODE_MAX = 64
@@ -44,8 +49,47 @@ class GpuModel:
     pci_subsystem_id: int
     board_part_number: str
     vbios_version: str
-    has_mig: bool
+    video_clock_idle_hertz: float
+    video_clock_busy_hertz: float
+    power_limit_min_watts: float  # the highest that can be set is the default, `power_limit_watts`
+    # The chip throttles below its base clock, slows down, turns itself off.
+    temperature_max_celsius: float
+    temperature_slowdown_celsius: float
+    temperature_shutdown_celsius: float
+    memory_temperature_max_celsius: float | None  # None: no sensor that the driver shows
+    bar1_bytes: int
+    pcie_generation: int
+    nvlink_count: int
+    nvlink_bytes_per_second: float  # of one link in one direction
+    row_remap_banks: int | None  # None: a chip that takes pages out of use instead of rows
+    sm_count: int
+    mig_profiles: tuple[MigProfile, ...] = ()
+    pcie_lanes: int = 16
 
+    @property
+    def has_mig(self) -> bool:
+        """Whether it can be partitioned."""
+        return bool(self.mig_profiles)
+
+    @property
+    def has_gpm(self) -> bool:
+        """Whether the driver reads its hardware counters (GPM): Hopper and later."""
+        return self.compute_capability >= _HOPPER
+
+    @property
+    def has_temperature_margin(self) -> bool:
+        """Whether it tells degrees left until it throttles (T.Limit): Ada and later."""
+        return self.compute_capability >= _ADA
+
+    @property
+    def has_average_power(self) -> bool:
+        """Whether the driver tells a one-second mean: Ampere and later, but not GA100."""
+        return self.compute_capability > _GA100
+
+
+_GA100: Final = (8, 0)
+_ADA: Final = (8, 9)
+_HOPPER: Final = (9, 0)
 
 _ALL = (
     GpuModel(
@@ -66,7 +110,20 @@ _ALL = (
         pci_subsystem_id=0x134F10DE,
         board_part_number="692-2G506-0200-003",
         vbios_version="92.00.45.00.03",
-        has_mig=True,
+        video_clock_idle_hertz=585 * MHZ,
+        video_clock_busy_hertz=1290 * MHZ,
+        power_limit_min_watts=100.0,
+        temperature_max_celsius=85.0,
+        temperature_slowdown_celsius=89.0,
+        temperature_shutdown_celsius=92.0,
+        memory_temperature_max_celsius=95.0,
+        bar1_bytes=65536 * MIB,
+        pcie_generation=4,
+        nvlink_count=12,
+        nvlink_bytes_per_second=25781 * MB,
+        row_remap_banks=640,
+        sm_count=108,
+        mig_profiles=mig_profiles.A100_40GB,
     ),
     GpuModel(
         name="A100-80GB",
@@ -86,7 +143,20 @@ _ALL = (
         pci_subsystem_id=0x147F10DE,
         board_part_number="692-2G506-0212-002",
         vbios_version="92.00.45.00.05",
-        has_mig=True,
+        video_clock_idle_hertz=585 * MHZ,
+        video_clock_busy_hertz=1290 * MHZ,
+        power_limit_min_watts=100.0,
+        temperature_max_celsius=85.0,
+        temperature_slowdown_celsius=89.0,
+        temperature_shutdown_celsius=92.0,
+        memory_temperature_max_celsius=95.0,
+        bar1_bytes=131072 * MIB,
+        pcie_generation=4,
+        nvlink_count=12,
+        nvlink_bytes_per_second=25781 * MB,
+        row_remap_banks=640,
+        sm_count=108,
+        mig_profiles=mig_profiles.A100_80GB,
     ),
     GpuModel(
         name="H100-80GB",
@@ -106,7 +176,20 @@ _ALL = (
         pci_subsystem_id=0x16C110DE,
         board_part_number="692-2G520-0200-000",
         vbios_version="96.00.99.00.01",
-        has_mig=True,
+        video_clock_idle_hertz=765 * MHZ,
+        video_clock_busy_hertz=1545 * MHZ,
+        power_limit_min_watts=200.0,
+        temperature_max_celsius=87.0,
+        temperature_slowdown_celsius=89.0,
+        temperature_shutdown_celsius=95.0,
+        memory_temperature_max_celsius=95.0,  # only its distance is shown
+        bar1_bytes=131072 * MIB,
+        pcie_generation=5,
+        nvlink_count=18,
+        nvlink_bytes_per_second=26562 * MB,
+        row_remap_banks=2560,
+        sm_count=132,
+        mig_profiles=mig_profiles.H100_80GB,
     ),
     GpuModel(
         name="H200-141GB",
@@ -126,7 +209,20 @@ _ALL = (
         pci_subsystem_id=0x18BE10DE,
         board_part_number="692-2G520-0280-000",  # as the H100, another variant
         vbios_version="96.00.BC.00.02",  # as the H100, later
-        has_mig=True,
+        video_clock_idle_hertz=765 * MHZ,
+        video_clock_busy_hertz=1545 * MHZ,
+        power_limit_min_watts=200.0,
+        temperature_max_celsius=87.0,
+        temperature_slowdown_celsius=89.0,
+        temperature_shutdown_celsius=95.0,
+        memory_temperature_max_celsius=95.0,
+        bar1_bytes=262144 * MIB,
+        pcie_generation=5,
+        nvlink_count=18,
+        nvlink_bytes_per_second=26562 * MB,
+        row_remap_banks=3072,  # six stacks of memory where the H100 has five
+        sm_count=132,
+        mig_profiles=mig_profiles.H200_141GB,
     ),
     GpuModel(
         name="B200",
@@ -146,7 +242,20 @@ _ALL = (
         pci_subsystem_id=0x199910DE,
         board_part_number="692-2G525-0220-500",
         vbios_version="97.00.FA.00.09",
-        has_mig=True,
+        video_clock_idle_hertz=600 * MHZ,
+        video_clock_busy_hertz=1965 * MHZ,
+        power_limit_min_watts=200.0,
+        temperature_max_celsius=88.0,
+        temperature_slowdown_celsius=91.0,
+        temperature_shutdown_celsius=93.0,
+        memory_temperature_max_celsius=95.0,  # only its distance is shown
+        bar1_bytes=262144 * MIB,
+        pcie_generation=5,
+        nvlink_count=18,
+        nvlink_bytes_per_second=53125 * MB,
+        row_remap_banks=3840,
+        sm_count=148,
+        mig_profiles=mig_profiles.B200,
     ),
     GpuModel(
         name="L40S",
@@ -166,7 +275,19 @@ _ALL = (
         pci_subsystem_id=0x185110DE,
         board_part_number="900-2G133-A880-000",
         vbios_version="95.02.66.00.15",
-        has_mig=False,
+        video_clock_idle_hertz=555 * MHZ,  # as smaller chips of its family in their lowest state
+        video_clock_busy_hertz=1965 * MHZ,
+        power_limit_min_watts=100.0,
+        temperature_max_celsius=88.0,
+        temperature_slowdown_celsius=90.0,
+        temperature_shutdown_celsius=93.0,
+        memory_temperature_max_celsius=None,
+        bar1_bytes=65536 * MIB,
+        pcie_generation=4,
+        nvlink_count=0,
+        nvlink_bytes_per_second=0.0,
+        row_remap_banks=192,
+        sm_count=142,
     ),
     GpuModel(
         name="T4",
@@ -186,7 +307,19 @@ _ALL = (
         pci_subsystem_id=0x12A210DE,
         board_part_number="900-2G183-A800-001",
         vbios_version="90.04.96.00.02",
-        has_mig=False,
+        video_clock_idle_hertz=540 * MHZ,  # in the lowest state
+        video_clock_busy_hertz=1470 * MHZ,
+        power_limit_min_watts=60.0,
+        temperature_max_celsius=85.0,
+        temperature_slowdown_celsius=93.0,
+        temperature_shutdown_celsius=96.0,
+        memory_temperature_max_celsius=None,
+        bar1_bytes=256 * MIB,
+        pcie_generation=3,
+        nvlink_count=0,
+        nvlink_bytes_per_second=0.0,
+        row_remap_banks=None,
+        sm_count=40,
     ),
 )
 

@@ -1,50 +1,37 @@
 """A simulated driver behaves as a real one: its values, its life, its faults, its processes."""
 
+import inspect
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
-import pynvml  # type: ignore[import-untyped]
 import pytest
+from tests.support.simulated_nodes import GIB, NVML, World, node, refused
 
 from stoker.agent.nvml_table import NvmlTable
 from stoker.agent.simulated import SimulatedNvml
 from stoker.agent.simulated_scenario import (
     Answer,
     Fail,
+    Field,
     Hang,
     Lose,
+    Missing,
     Scenario,
     ScenarioFile,
+    ScriptedEvent,
+    ScriptedMig,
     ScriptedProcess,
     Vanish,
     parse_scenario,
 )
-from stoker.agent.simulated_workloads import (
-    CONTEXT_BYTES,
-    parse_devices,
-    parse_workload,
-)
 from stoker.core.errors import BadInput
 from stoker.core.gpu_models import MODELS
 
-NVML: Any = pynvml
-GIB = 2**30
 H100 = MODELS["H100-80GB"]
-
-
-class World:
-    """A clock that moves when told, and when a call hangs."""
-
-    def __init__(self) -> None:
-        self.now = 1_000_000.0
-
-    def pause(self, seconds: float) -> None:
-        self.now += seconds
 
 
 @pytest.fixture
@@ -52,26 +39,42 @@ def world() -> World:
     return World()
 
 
-def node(world: World, count: int = 4, **options: Any) -> SimulatedNvml:
-    options = {"proc": os.devnull, "node": "n1", **options}
-    if options["proc"] == os.devnull:
-        options["proc"] = str(Path(__file__).parent)  # a folder without processes
-    nvml = SimulatedNvml([H100] * count, now=lambda: world.now, pause=world.pause, **options)
-    nvml.nvmlInit()
-    return nvml
+def simulated_functions() -> dict[str, Any]:
+    """Functions that the simulation defines itself, without the stubs of the protocol."""
+    theirs = [c for c in SimulatedNvml.__mro__ if "simulated" in c.__module__]
+    found = {name: value for c in reversed(theirs) for name, value in vars(c).items()}
+    return {
+        name: value
+        for name, value in found.items()
+        if name.startswith("nvml") and isinstance(value, FunctionType)
+    }
 
 
-def refused(code: int) -> Any:
-    return pytest.raises(NVML.NVMLError, check=lambda error: error.value == code)
+def test_every_function_that_the_driver_calls_is_simulated(world: World) -> None:
+    table: NvmlTable = node(world)  # the type checker compares the signatures
+    called = {name for name in vars(NvmlTable) if name.startswith("nvml")}
+    assert len(called) > 50
+    assert called - simulated_functions().keys() == set()
+    for name in NvmlTable.__annotations__:
+        assert getattr(table, name) is getattr(NVML, name), name
 
 
-def test_it_fits_the_table_that_the_driver_calls(world: World) -> None:
-    table: NvmlTable = node(world)
-    real = [name for name in dir(NvmlTable) if name.startswith(("nvml", "NVML"))]
-    assert len(real) > 20
-    for name in real:
-        assert hasattr(NVML, name), name
-        assert hasattr(table, name), name
+@pytest.mark.parametrize("name", sorted(simulated_functions()))
+def test_no_function_is_invented(name: str) -> None:
+    theirs = inspect.signature(getattr(NVML, name)).parameters.values()
+    ours = list(inspect.signature(simulated_functions()[name]).parameters.values())[1:]
+    assert len(ours) <= len(theirs)
+    needed = [p for p in theirs if p.default is inspect.Parameter.empty]
+    assert len([p for p in ours if p.default is inspect.Parameter.empty]) == len(needed)
+
+
+def test_constants_and_structs_are_those_of_the_library(world: World) -> None:
+    nvml: Any = node(world)
+    assert nvml.NVML_FI_DEV_MEMORY_TEMP == 82
+    assert nvml.nvmlEventTypeXidCriticalError == 8
+    assert nvml.c_nvmlFieldValue_t is NVML.c_nvmlFieldValue_t
+    with pytest.raises(AttributeError):
+        nvml.nvmlDeviceSetComputeMode  # noqa: B018 (what it does not simulate it does not have)
 
 
 def test_the_same_node_has_the_same_uuids_and_no_other_has_them(world: World) -> None:
@@ -123,28 +126,28 @@ def test_without_a_session_nothing_works(world: World) -> None:
     nvml = node(world)
     gpu = nvml.nvmlDeviceGetHandleByIndex(0)
     nvml.nvmlShutdown()
-    with refused(NVML.NVML_ERROR_UNINITIALIZED):
+    with refused("UNINITIALIZED"):
         nvml.nvmlDeviceGetCount()
-    with refused(NVML.NVML_ERROR_UNINITIALIZED):
+    with refused("UNINITIALIZED"):
         nvml.nvmlDeviceGetPowerUsage(gpu)
-    with refused(NVML.NVML_ERROR_UNINITIALIZED):
+    with refused("UNINITIALIZED"):
         nvml.nvmlShutdown()
 
 
 def test_wrong_arguments_are_refused_as_by_the_driver(world: World) -> None:
     nvml = node(world, count=2)
-    with refused(NVML.NVML_ERROR_INVALID_ARGUMENT):
+    with refused("INVALID_ARGUMENT"):
         nvml.nvmlDeviceGetHandleByIndex(2)
-    with refused(NVML.NVML_ERROR_INVALID_ARGUMENT):
+    with refused("INVALID_ARGUMENT"):
         nvml.nvmlDeviceGetClockInfo(nvml.nvmlDeviceGetHandleByIndex(0), 17)
-    with refused(NVML.NVML_ERROR_NOT_FOUND):
+    with refused("NOT_FOUND"):
         nvml.nvmlSystemGetProcessName(5_000_009)
 
 
 def test_a_card_without_mig_says_so(world: World) -> None:
     nvml = SimulatedNvml([MODELS["T4"]], node="n1", now=lambda: world.now)
     nvml.nvmlInit()
-    with refused(NVML.NVML_ERROR_NOT_SUPPORTED):
+    with refused("NOT_SUPPORTED"):
         nvml.nvmlDeviceGetMigMode(nvml.nvmlDeviceGetHandleByIndex(0))
 
 
@@ -204,7 +207,7 @@ def test_a_call_fails_as_scripted_and_others_do_not(world: World) -> None:
     fault = Fail(gpu=2, function="nvmlDeviceGetPowerUsage", error="TIMEOUT")
     nvml = node(world, scenario=Scenario(faults=(fault,)))
     gpus = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(4)]
-    with refused(NVML.NVML_ERROR_TIMEOUT):
+    with refused("TIMEOUT"):
         nvml.nvmlDeviceGetPowerUsage(gpus[2])
     assert nvml.nvmlDeviceGetPowerUsage(gpus[1]) > 0
     assert nvml.nvmlDeviceGetTotalEnergyConsumption(gpus[2]) >= 0
@@ -251,7 +254,7 @@ def test_a_lost_gpu_stays_lost_until_the_driver_is_opened_anew(world: World) -> 
     gpus = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(2)]
     assert nvml.nvmlDeviceGetUUID(gpus[1]) == nvml.uuids[1]
     for ask in (nvml.nvmlDeviceGetPowerUsage, nvml.nvmlDeviceGetUUID, nvml.nvmlDeviceGetName):
-        with refused(NVML.NVML_ERROR_GPU_IS_LOST):
+        with refused("GPU_IS_LOST"):
             ask(gpus[1])
         assert ask(gpus[0])
     assert nvml.nvmlDeviceGetCount() == 4
@@ -267,7 +270,7 @@ def test_a_vanished_gpu_is_not_counted_and_the_others_move_up(world: World) -> N
     assert nvml.nvmlDeviceGetCount() == 3
     moved = nvml.nvmlDeviceGetHandleByIndex(1)
     assert nvml.nvmlDeviceGetUUID(moved) == nvml.uuids[2]
-    with refused(NVML.NVML_ERROR_GPU_IS_LOST):
+    with refused("GPU_IS_LOST"):
         nvml.nvmlDeviceGetUUID(gpu)
 
 
@@ -283,9 +286,77 @@ def test_an_answer_replaces_a_number_or_fields_of_a_struct(world: World) -> None
     assert (rates.gpu, rates.memory) == (0xFFFFFFFF, 0)
 
 
+def test_a_driver_that_was_replaced_underneath_answers_nothing(world: World) -> None:
+    fault = Fail(error="LIB_RM_VERSION_MISMATCH", from_seconds=5)
+    nvml = node(world, scenario=Scenario(faults=(fault,)))
+    gpu = nvml.nvmlDeviceGetHandleByIndex(0)
+    assert nvml.nvmlDeviceGetPowerUsage(gpu) > 0
+    world.now += 6
+    for ask in (nvml.nvmlInit, nvml.nvmlDeviceGetCount, nvml.nvmlSystemGetDriverVersion):
+        with refused("LIB_RM_VERSION_MISMATCH"):
+            ask()
+    with refused("LIB_RM_VERSION_MISMATCH"):
+        nvml.nvmlDeviceGetPowerUsage(gpu)
+    nvml.play(Scenario())
+    assert nvml.nvmlDeviceGetPowerUsage(gpu) > 0
+
+
+def test_a_missing_symbol_is_told_as_nvidia_ml_py_tells_it(world: World) -> None:
+    faults = (
+        Missing(function="nvmlDeviceGetMarginTemperature"),
+        Missing(function="nvmlDeviceGetComputeRunningProcesses_v3"),
+        Missing(function="nvmlDeviceGetMemoryInfo_v2"),
+    )
+    nvml = node(world, scenario=Scenario(faults=faults))
+    gpu = nvml.nvmlDeviceGetHandleByIndex(0)
+    with refused("FUNCTION_NOT_FOUND"):
+        nvml.nvmlDeviceGetMarginTemperature(gpu)
+    with refused("FUNCTION_NOT_FOUND"):
+        nvml.nvmlDeviceGetComputeRunningProcesses_v3(gpu)
+    with pytest.raises(NVML.NVMLLibraryMismatchError):
+        nvml.nvmlDeviceGetComputeRunningProcesses(gpu)
+    assert nvml.nvmlDeviceGetComputeRunningProcesses_v2(gpu) == []
+    with refused("FUNCTION_NOT_FOUND"):
+        nvml.nvmlDeviceGetMemoryInfo(gpu, NVML.nvmlMemory_v2)
+    assert nvml.nvmlDeviceGetMemoryInfo(gpu).total == H100.memory_total_bytes
+
+
+def test_counters_begin_anew_when_the_driver_is_loaded_anew(world: World) -> None:
+    work = ScriptedProcess(gpu=0, pid=5_000_001, utilization=1.0)
+    nvml = node(world, scenario=Scenario(processes=(work,)))
+    gpu = nvml.nvmlDeviceGetHandleByIndex(0)
+    world.now += 60
+    assert nvml.nvmlDeviceGetTotalEnergyConsumption(gpu) > 30e6
+    nvml.play(Scenario(driver_loaded=False))
+    with refused("DRIVER_NOT_LOADED"):
+        nvml.nvmlDeviceGetTotalEnergyConsumption(gpu)
+    nvml.play(Scenario())
+    assert nvml.nvmlDeviceGetTotalEnergyConsumption(gpu) < 1e6
+
+
+def test_a_process_that_ended_has_no_name(world: World) -> None:
+    process = ScriptedProcess(gpu=0, pid=5_000_001, name="train", until_seconds=10)
+    nvml = node(world, scenario=Scenario(processes=(process,)))
+    assert nvml.nvmlSystemGetProcessName(5_000_001) == "train"
+    world.now += 11
+    with refused("NOT_FOUND"):
+        nvml.nvmlSystemGetProcessName(5_000_001)
+
+
+def test_a_gpu_is_found_by_its_names(world: World) -> None:
+    nvml = node(world)
+    gpu = nvml.nvmlDeviceGetHandleByIndex(2)
+    assert nvml.nvmlDeviceGetHandleByUUID(nvml.uuids[2]) is gpu
+    assert nvml.nvmlDeviceGetHandleByPciBusId(gpu.pci_bus_id) is gpu
+    assert nvml.nvmlDeviceGetIndex(gpu) == 2
+    for ask in (nvml.nvmlDeviceGetHandleByUUID, nvml.nvmlDeviceGetHandleByPciBusId):
+        with refused("NOT_FOUND"):
+            ask("GPU-nowhere")
+
+
 def test_a_driver_that_is_not_loaded_cannot_be_opened(world: World) -> None:
     nvml = SimulatedNvml([H100], node="n1", scenario=Scenario(driver_loaded=False))
-    with refused(NVML.NVML_ERROR_DRIVER_NOT_LOADED):
+    with refused("DRIVER_NOT_LOADED"):
         nvml.nvmlInit()
 
 
@@ -299,6 +370,16 @@ def test_a_driver_that_is_not_loaded_cannot_be_opened(world: World) -> None:
         ('{"processes": [{"gpu": 0, "pid": 1, "memory": "20G"}]}', "'20G' is not a size"),
         ('{"processes": [{"gpu": 0, "pid": 1, "memory": -1}]}', "process 1: memory"),
         ('{"processes": [{"gpu": 0, "pid": 1, "utilization": 80}]}', "or utilization is out"),
+        ('{"processes": [{"gpu": 0, "pid": 1, "decoder": 2}]}', "process 1: memory or"),
+        ('{"counters": [{"gpu": 0, "fact": "power_watts", "value": 1}]}', "follows from the load"),
+        ('{"counters": [{"gpu": 0, "fact": "nvlink_up", "value": 0}]}', "needs a label, its link"),
+        (
+            '{"counters": [{"gpu": 0, "fact": "pcie_replays", "label": "1", "value": 0}]}',
+            "pcie_replays has no label",
+        ),
+        ('{"counters": [{"gpu": 0, "fact": "happiness", "value": 0}]}', "'happiness'"),
+        ('{"driver": {"version": "newest"}}', "driver version 'newest' is not like 470.57.02"),
+        ('{"driver": {"version": "390.12"}}', "nothing older than R450"),
         ("{", "truncated"),
     ],
 )
@@ -315,6 +396,21 @@ def test_a_wrong_scenario_is_refused_with_the_place_and_the_key(text: str, told:
         (Scenario(faults=(Lose(gpu=4),)), "there is no GPU 4"),
         (Scenario(processes=(ScriptedProcess(gpu=-1, pid=1),)), "there is no GPU -1"),
         (Scenario(faults=(Fail(error="ON_FIRE"),)), "'ON_FIRE' is no error of NVML"),
+        (Scenario(faults=(Field(field=82, error="COLD"),)), "'COLD' is no error of NVML"),
+        (Scenario(faults=(Missing(),)), "a missing function has to be named"),
+        (Scenario(events=(ScriptedEvent(gpu=9, xid=79),)), "there is no GPU 9"),
+        (
+            Scenario(mig=(ScriptedMig(gpu=0, devices=("5g.50gb",)),)),
+            "'5g.50gb' is no MIG device of H100-80GB, which has 1g.10gb, 1g.10gb+me, 1g.20gb",
+        ),
+        (
+            Scenario(mig=(ScriptedMig(gpu=0, devices=("4g.40gb", "4g.40gb")),)),
+            "4g.40gb, 4g.40gb do not fit on one H100-80GB",
+        ),
+        (
+            Scenario(mig=(ScriptedMig(gpu=0, devices=("3c.2g.20gb",)),)),
+            "'3c.2g.20gb' has more compute slices than its GPU instance",
+        ),
     ],
 )
 def test_a_scenario_about_what_is_not_there_is_refused(
@@ -341,11 +437,11 @@ def test_a_scenario_file_is_followed_while_it_changes(world: World, tmp_path: Pa
     write(json.dumps({"faults": [{**fault, "from_seconds": 5}]}))
     assert nvml.nvmlDeviceGetPowerUsage(gpu) > 0
     world.now += 6  # seconds count from when the file was written
-    with refused(NVML.NVML_ERROR_UNKNOWN):
+    with refused("UNKNOWN"):
         nvml.nvmlDeviceGetPowerUsage(gpu)
     write('{"faults": 3}')
     for _ in range(2):
-        with refused(NVML.NVML_ERROR_UNKNOWN):
+        with refused("UNKNOWN"):
             nvml.nvmlDeviceGetPowerUsage(gpu)
     assert len(complaints) == 1
     assert "scenario.json: Expected `array`" in complaints[0]
@@ -369,82 +465,3 @@ def test_a_hang_ends_when_it_is_taken_from_the_scenario(world: World, tmp_path: 
     nvml.nvmlInit()
     assert nvml.nvmlDeviceGetName(nvml.nvmlDeviceGetHandleByIndex(0))
     assert world.now == pytest.approx(1_000_003, abs=0.1)
-
-
-# Real processes -------------------------------------------------------------------------------
-
-UUIDS = ("GPU-aaaa1111", "GPU-aaaa2222", "GPU-bbbb3333")
-
-
-@pytest.mark.parametrize(
-    ("text", "meant"),
-    [
-        ("GPU-aaaa1111", {"GPU-aaaa1111"}),
-        ("GPU-bbbb3333,GPU-aaaa1111", {"GPU-aaaa1111", "GPU-bbbb3333"}),
-        ("GPU-bb", {"GPU-bbbb3333"}),
-        ("GPU-aaaa", set[str]()),  # ambiguous
-        ("GPU-aaaa1111,nonsense,GPU-bbbb3333", {"GPU-aaaa1111"}),
-        ("0,1", set[str]()),  # indices are of the real driver
-        ("all", set(UUIDS)),
-        ("", set[str]()),
-    ],
-)
-def test_which_gpus_cuda_visible_devices_means(text: str, meant: set[str]) -> None:
-    assert parse_devices(text, UUIDS) == meant
-
-
-@pytest.mark.parametrize(
-    ("text", "memory", "utilization"),
-    [
-        ("memory=4GiB utilization=0.8", 4 * GIB, 0.8),
-        ("utilization=0.5", CONTEXT_BYTES, 0.5),
-        ("memory=1GiB", GIB, 0.0),
-        ("utilization=7 memory=lots", CONTEXT_BYTES, 1.0),
-        ("utilization=much", CONTEXT_BYTES, 0.0),
-        ("", CONTEXT_BYTES, 0.0),
-    ],
-)
-def test_what_a_workload_holds(text: str, memory: int, utilization: float) -> None:
-    assert parse_workload(text) == (memory, utilization)
-
-
-def test_a_real_process_that_says_so_uses_a_simulated_gpu(world: World) -> None:
-    nvml = node(world, proc="/proc")
-    gpus = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(4)]
-    wait = [sys.executable, "-c", "import sys; sys.stdin.read()"]
-
-    def listed() -> list[tuple[int, int]]:
-        world.now += 1
-        return [
-            (index, process.pid)
-            for index, gpu in enumerate(gpus)
-            for process in nvml.nvmlDeviceGetComputeRunningProcesses(gpu)
-        ]
-
-    def start(**environment: str) -> subprocess.Popen[bytes]:
-        environment = {**os.environ, **environment}
-        return subprocess.Popen(wait, stdin=subprocess.PIPE, env=environment)
-
-    work = "memory=4GiB utilization=0.8"
-    user = start(STOKER_SIMULATED_WORKLOAD=work, CUDA_VISIBLE_DEVICES=nvml.uuids[2])
-    others = [
-        start(STOKER_SIMULATED_WORKLOAD=work, CUDA_VISIBLE_DEVICES=""),
-        start(CUDA_VISIBLE_DEVICES=nvml.uuids[1]),
-    ]
-    try:
-        assert listed() == [(2, user.pid)]
-        assert nvml.nvmlSystemGetProcessName(user.pid) == sys.executable
-        world.now += 1
-        assert nvml.nvmlDeviceGetUtilizationRates(gpus[2]).gpu > 70
-        memory = nvml.nvmlDeviceGetMemoryInfo(gpus[2], NVML.nvmlMemory_v2)
-        assert memory.used == 4 * GIB
-        user.kill()
-        user.wait()
-        # Seen at once, without another look at all processes.
-        world.now += 1
-        assert nvml.nvmlDeviceGetUtilizationRates(gpus[2]).gpu == 0
-        assert listed() == []
-    finally:
-        for process in (user, *others):
-            process.kill()
-            process.communicate()

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from stoker.agent.simulated_card import SimulatedCard
+from stoker.agent.simulated_instances import IDLE, Work
 from stoker.core.gpu_models import MODELS
 
 GIB = 2**30
@@ -17,7 +18,7 @@ def cards(name: str = "H100-80GB", seconds: int = 600) -> Iterator[tuple[int, Si
     card = SimulatedCard(model, node="n1", index=0, seed=3, now=0.0)
     for second in range(seconds):
         busy = 100 <= second < 400
-        card.carry(memory_bytes=GIB if busy else 0, utilization=1.0 if busy else 0.0)
+        card.carry(Work(GIB, 1.0) if busy else IDLE)
         card.advance(second + 1.0)
         yield second, card
 
@@ -67,7 +68,7 @@ def test_energy_is_power_over_time() -> None:
 @pytest.mark.parametrize("pace", [0.05, 1.0, 7.0])
 def test_how_often_it_is_read_changes_little(pace: float) -> None:
     card = SimulatedCard(H100, node="n1", index=0, seed=3, now=0.0)
-    card.carry(memory_bytes=0, utilization=0.5)
+    card.carry(Work(utilization=0.5))
     now = 0.0
     while now < 60:
         now = min(60.0, now + pace)

@@ -36,7 +36,7 @@ def test_tree_of_errors_is_the_one_in_the_docstring() -> None:
 
 
 def test_exit_codes_are_told_apart() -> None:
-    assert [code.value for code in ExitCode] == list(range(9))
+    assert [code.value for code in ExitCode] == list(range(10))
     assert (ExitCode.REFUSED, ExitCode.UNREACHABLE, ExitCode.NOT_FOUND) == (3, 5, 6)
 
 

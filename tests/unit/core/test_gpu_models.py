@@ -81,3 +81,34 @@ def test_a_model_is_believable(model: GpuModel) -> None:
     assert 0 < model.memory_clock_idle_hertz <= model.memory_clock_busy_hertz < 20e9
     assert model.pci_device_id & 0xFFFF == 0x10DE
     assert re.fullmatch(r"[0-9]{3}-[0-9]G[0-9]{3}-[A0-9]{4}-[0-9]{3}", model.board_part_number)
+    assert 0 < model.video_clock_idle_hertz < model.video_clock_busy_hertz < 4e9
+    assert 0 < model.power_limit_min_watts < model.power_limit_watts
+    assert (
+        model.temperature_busy_celsius
+        < model.temperature_max_celsius
+        < model.temperature_slowdown_celsius
+        < model.temperature_shutdown_celsius
+    )
+    assert model.bar1_bytes & (model.bar1_bytes - 1) == 0
+    assert model.pcie_generation in (3, 4, 5)
+    assert (model.nvlink_count > 0) == (model.nvlink_bytes_per_second > 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "gpm", "margin", "average_power", "mig"),
+    [
+        ("A100-40GB", False, False, False, True),
+        ("A100-80GB", False, False, False, True),
+        ("H100-80GB", True, True, True, True),
+        ("H200-141GB", True, True, True, True),
+        ("B200", True, True, True, True),
+        ("L40S", False, True, True, False),
+        ("T4", False, False, False, False),
+    ],
+)
+def test_what_a_chip_can_tell(
+    name: str, gpm: bool, margin: bool, average_power: bool, mig: bool
+) -> None:
+    model = MODELS[name]
+    assert (model.has_gpm, model.has_temperature_margin) == (gpm, margin)
+    assert (model.has_average_power, model.has_mig) == (average_power, mig)
