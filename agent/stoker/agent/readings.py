@@ -1,12 +1,16 @@
 """What the driver host tells the agent: one reading of the cards, in base units.
 
-Every fact that a card or a driver may be unable to tell is `None` when it was not told. Why it was
-not told stands beside it: a fact that is `None` and named in `failures` was asked for and failed;
-a fact that is `None` and not named there does not exist on this card or in this driver.
+A fact that a card or a driver does not tell is not in the reading (in a value with fixed fields it
+is `None`). Why it was not told stands beside it: a fact that is named in `failures` was asked for
+and failed; one that is not named there does not exist on this card or in this driver, or it was
+not its turn.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
+
+from stoker.agent.facts import Fact, Rate
 
 ProcessKind = Literal["compute", "graphics"]
 
@@ -60,31 +64,63 @@ class Inventory:
 class ReadFailure:
     """A fact that was asked for and not told."""
 
-    fact: str  # a field of GpuReading, or WHOLE_GPU
+    fact: str  # a `Fact`, or WHOLE_GPU
     error_kind: str  # `DriverError.kind`
     message: str
 
 
 @dataclass(frozen=True, slots=True)
+class Extent:
+    """What the driver's own samples of one fact say about the time since the previous reading."""
+
+    least: float
+    most: float
+    mean: float
+    samples: int  # how many it is made of
+
+
+@dataclass(frozen=True, slots=True)
+class XidSeen:
+    """An error that the driver reported as an event since the previous reading (an Xid)."""
+
+    at: float  # when it was read; the driver does not tell when it happened
+    xid: int
+    gpu_instance_id: int | None = None  # of the MIG instance; None: the whole GPU, or not told
+
+
+@dataclass(frozen=True, slots=True)
+class MigDeviceReading:
+    """What one MIG device (a compute instance in a GPU instance) told."""
+
+    uuid: str  # "MIG-8-4-4-4-12"
+    gpu_instance_id: int
+    compute_instance_id: int
+    profile: str  # "1g.10gb"; with a compute instance of its own size: "1c.2g.20gb"
+    facts: Mapping[Fact, float] = field(default_factory=dict[Fact, float])
+
+
+@dataclass(frozen=True, slots=True)
 class GpuReading:
-    """What one GPU told at one moment."""
+    """What one GPU told at one moment; `rates` says which facts had their turn."""
 
     uuid: str
     at: float
-    memory_total_bytes: int | None = None
-    # Without the driver's own share. A driver that cannot tell that share apart (before R510)
-    # counts it as used, and leaves `memory_reserved_bytes` absent.
-    memory_used_bytes: int | None = None
-    memory_reserved_bytes: int | None = None
-    memory_free_bytes: int | None = None
-    utilization_ratio: float | None = None  # share of time in which a kernel ran; None under MIG
-    memory_utilization_ratio: float | None = None  # share of time in which memory was accessed
-    temperature_celsius: float | None = None
-    power_watts: float | None = None
-    energy_joules: float | None = None  # since the driver was loaded
-    sm_clock_hertz: float | None = None
-    memory_clock_hertz: float | None = None
+    rates: tuple[Rate, ...] = (Rate.FAST,)
+    facts: Mapping[Fact, float] = field(default_factory=dict[Fact, float])
+    # Facts that have a value for each link, fan or reason, by what their label says.
+    by_label: Mapping[Fact, Mapping[str, float]] = field(
+        default_factory=dict[Fact, Mapping[str, float]]
+    )
+    extents: Mapping[Fact, Extent] = field(default_factory=dict[Fact, Extent])
+    xids: tuple[XidSeen, ...] = ()
+    # Complete when the GPU is in MIG mode; in its order. Their slow facts have the same turns.
+    mig_devices: tuple[MigDeviceReading, ...] = ()
     failures: tuple[ReadFailure, ...] = ()
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the GPU as a whole could not be read."""
+        return any(failure.fact == WHOLE_GPU for failure in self.failures)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +132,7 @@ class ProcessReading:
     kind: ProcessKind  # a process that does both is listed once, as "compute"
     memory_used_bytes: int | None = None
     name: str | None = None  # the executable as the driver knows it
+    gpu_instance_id: int | None = None  # of the MIG instance that it runs in; None: none
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +147,7 @@ class ProcessesReading:
 
 @dataclass(frozen=True, slots=True)
 class GpuSample:
-    """One GPU over the time since its previous reading; made by `sampling.sample`."""
+    """What the fleet hears of one GPU; made by `sampling.sample` of its readings."""
 
     uuid: str
     at: float

@@ -1,5 +1,6 @@
 """Two readings of a GPU become a sample: what it is now, and what it did in between."""
 
+from stoker.agent.facts import Fact
 from stoker.agent.readings import GpuReading, GpuSample
 
 # The energy counter moves in steps of up to 0.1 s: over a shorter time a mean is mostly noise.
@@ -17,21 +18,22 @@ def sample(previous: GpuReading | None, current: GpuReading) -> GpuSample:
     only a quarter of the time; without it, it is what the sensor says.
     """
     assert previous is None or previous.uuid == current.uuid
+    told = current.facts.get
     mean_watts = mean_power(previous, current) if previous else None
     return GpuSample(
         uuid=current.uuid,
         at=current.at,
-        memory_total_bytes=current.memory_total_bytes,
-        memory_used_bytes=current.memory_used_bytes,
-        memory_reserved_bytes=current.memory_reserved_bytes,
-        memory_free_bytes=current.memory_free_bytes,
-        utilization_ratio=current.utilization_ratio,
-        memory_utilization_ratio=current.memory_utilization_ratio,
-        temperature_celsius=current.temperature_celsius,
-        power_watts=current.power_watts if mean_watts is None else mean_watts,
-        energy_joules_total=current.energy_joules,
-        sm_clock_hertz=current.sm_clock_hertz,
-        memory_clock_hertz=current.memory_clock_hertz,
+        memory_total_bytes=_whole(told(Fact.MEMORY_TOTAL_BYTES)),
+        memory_used_bytes=_whole(told(Fact.MEMORY_USED_BYTES)),
+        memory_reserved_bytes=_whole(told(Fact.MEMORY_RESERVED_BYTES)),
+        memory_free_bytes=_whole(told(Fact.MEMORY_FREE_BYTES)),
+        utilization_ratio=told(Fact.UTILIZATION_RATIO),
+        memory_utilization_ratio=told(Fact.MEMORY_UTILIZATION_RATIO),
+        temperature_celsius=told(Fact.TEMPERATURE_CELSIUS),
+        power_watts=told(Fact.POWER_WATTS) if mean_watts is None else mean_watts,
+        energy_joules_total=told(Fact.ENERGY_JOULES),
+        sm_clock_hertz=told(Fact.SM_CLOCK_HERTZ),
+        memory_clock_hertz=told(Fact.MEMORY_CLOCK_HERTZ),
     )
 
 
@@ -40,7 +42,8 @@ def mean_power(previous: GpuReading, current: GpuReading) -> float | None:
     seconds = current.at - previous.at
     if not MEAN_SECONDS_MIN <= seconds <= MEAN_SECONDS_MAX:
         return None
-    watts = rate(previous.energy_joules, current.energy_joules, seconds)
+    before, after = (each.facts.get(Fact.ENERGY_JOULES) for each in (previous, current))
+    watts = rate(before, after, seconds)
     return watts if watts is not None and watts <= _WATTS_MAX else None
 
 
@@ -52,3 +55,7 @@ def rate(before: float | None, after: float | None, seconds: float) -> float | N
     if before is None or after is None or after < before or seconds <= 0:
         return None
     return (after - before) / seconds
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else round(value)

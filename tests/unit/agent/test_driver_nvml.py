@@ -1,76 +1,35 @@
 """The driver's codes, units and habits become ours: tables of what it answers and what we tell."""
 
 import re
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pynvml  # type: ignore[import-untyped]
 import pytest
+from tests.support.nvml_rig import FAST, SLOW, Rig, failed, told
 
 from stoker.agent import driver
 from stoker.agent.driver import DriverError, GpuLost, Suspect
-from stoker.agent.driver_nvml import NO_GPU, NvmlDriver, nvidia_ml_py
-from stoker.agent.readings import GpuIdentity, GpuReading, ProcessReading, ReadFailure
-from stoker.agent.simulated import SimulatedNvml
+from stoker.agent.driver_nvml import NO_GPU, NvmlDriver, kernel_gpus, nvidia_ml_py
+from stoker.agent.facts import CLOCK_EVENT_BITS, FACTS, Fact, Rate
+from stoker.agent.readings import GpuIdentity, ReadFailure
 from stoker.agent.simulated_scenario import (
     Answer,
     Fail,
     Fault,
+    Field,
     Lose,
-    Scenario,
+    Missing,
     ScriptedProcess,
     Vanish,
 )
-from stoker.core.gpu_models import MODELS
 
 NVML: Any = pynvml
 MIB, GIB = 2**20, 2**30
 ALL_ONES_32, ALL_ONES_64 = 2**32 - 1, 2**64 - 1
-NO_PROCESSES = str(Path(__file__).parent)  # a folder that is no /proc
 
 
-class Rig:
-    """A driver on four simulated cards, with the calls that it made."""
-
-    def __init__(self, *faults: Fault, model: str = "H100-80GB", **scenario: Any) -> None:
-        self.now = 5_000.0
-        self.calls: list[tuple[int, str]] = []
-        self.nvml = SimulatedNvml(
-            [MODELS[model]] * 4,
-            node="n1",
-            scenario=Scenario(faults=faults, **scenario),
-            now=lambda: self.now,
-            proc=NO_PROCESSES,
-        )
-        self.driver = NvmlDriver(
-            self.nvml,
-            simulated=True,
-            now=lambda: self.now,
-            announce=lambda index, function: self.calls.append((index, function)),
-        )
-
-    def opened(self) -> "Rig":
-        self.driver.open()
-        self.inventory = self.driver.inventory()
-        self.calls.clear()
-        return self
-
-    def sample(self) -> tuple[GpuReading, ...]:
-        self.now += 1
-        self.calls.clear()
-        return self.driver.sample()
-
-    def asked(self, index: int) -> list[str]:
-        return [function for gpu, function in self.calls if gpu == index]
-
-
-def facts_of(reading: GpuReading) -> set[str]:
-    names = {field.name for field in fields(reading)} - {"uuid", "at", "failures"}
-    return {name for name in names if getattr(reading, name) is not None}
-
-
-ALL_FACTS = facts_of(Rig().opened().sample()[0])
+ALL_FACTS = told(Rig().opened().sample()[0])
 
 
 # Readings -------------------------------------------------------------------------------------
@@ -83,18 +42,72 @@ def test_a_whole_reading_is_in_base_units() -> None:
         rig.sample()
     idle, busy, *_ = rig.sample()
     assert (busy.uuid, busy.at, busy.failures) == (rig.nvml.uuids[1], 5_010.0, ())
-    assert busy.memory_total_bytes == 81559 * MIB
-    assert busy.memory_used_bytes == 20 * GIB
-    assert busy.memory_reserved_bytes == 480 * MIB
-    assert busy.memory_free_bytes == (81559 - 480 - 20 * 1024) * MIB
-    assert busy.utilization_ratio == pytest.approx(0.9, abs=0.06)
-    assert busy.memory_utilization_ratio == pytest.approx(0.4, abs=0.1)
-    assert busy.temperature_celsius == pytest.approx(39, abs=5)
-    assert busy.power_watts == pytest.approx(590, rel=0.05)
-    assert busy.energy_joules == pytest.approx(5_400, rel=0.1)
-    assert busy.sm_clock_hertz == pytest.approx(1.95e9, rel=0.03)
-    assert busy.memory_clock_hertz == 2.619e9
-    assert (idle.utilization_ratio, idle.sm_clock_hertz) == (0.0, 345e6)
+    facts = busy.facts
+    assert facts[Fact.MEMORY_TOTAL_BYTES] == 81559 * MIB
+    assert facts[Fact.MEMORY_USED_BYTES] == 20 * GIB
+    assert facts[Fact.MEMORY_RESERVED_BYTES] == 480 * MIB
+    assert facts[Fact.MEMORY_FREE_BYTES] == (81559 - 480 - 20 * 1024) * MIB
+    assert facts[Fact.UTILIZATION_RATIO] == pytest.approx(0.9, abs=0.06)
+    assert facts[Fact.MEMORY_UTILIZATION_RATIO] == pytest.approx(0.4, abs=0.1)
+    assert facts[Fact.TEMPERATURE_CELSIUS] == pytest.approx(39, abs=5)
+    assert facts[Fact.POWER_WATTS] == pytest.approx(590, rel=0.05)
+    assert facts[Fact.ENERGY_JOULES] == pytest.approx(5_400, rel=0.1)
+    assert facts[Fact.SM_CLOCK_HERTZ] == pytest.approx(1.95e9, rel=0.03)
+    assert facts[Fact.MEMORY_CLOCK_HERTZ] == 2.619e9
+    assert idle.facts[Fact.UTILIZATION_RATIO] == 0.0
+    assert idle.facts[Fact.SM_CLOCK_HERTZ] == 345e6
+    assert busy.by_label[Fact.CLOCK_EVENT_ACTIVE].keys() == set(CLOCK_EVENT_BITS.values())
+    assert idle.by_label[Fact.CLOCK_EVENT_ACTIVE]["gpu_idle"] == 1.0
+    assert busy.by_label[Fact.CLOCK_EVENT_ACTIVE]["gpu_idle"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("model", "absent"),
+    [
+        ("H100-80GB", {"fan_speed_ratio", "retired_pages", "retired_pages_pending"}),
+        # The page retirement of Turing has become the row remapping of Ampere.
+        ("T4", {"remapped_rows", "remapped_rows_pending", "remapped_rows_failed"}),
+        ("L40S", {"mig_mode", "mig_mode_pending", "nvlink_up", "memory_temperature_celsius"}),
+    ],
+)
+def test_all_that_a_card_can_tell_is_read_and_nothing_else_fails(
+    model: str, absent: set[str]
+) -> None:
+    rig = Rig(model=model).opened()
+    rig.sample(SLOW, profiling=True)
+    reading = rig.sample(SLOW, profiling=True)[0]
+    assert reading.failures == ()
+    assert not told(reading) & absent
+    if model == "H100-80GB":
+        assert told(reading) == set(Fact) - absent
+    assert reading.rates == SLOW
+
+
+def test_facts_come_at_their_rate() -> None:
+    rig = Rig().opened()
+    fast, slow = rig.sample()[0], rig.sample(SLOW)[0]
+    assert {FACTS[fact].rate for fact in told(fast)} == {Rate.FAST}
+    assert told(slow) > told(fast)
+    assert {FACTS[fact].rate for fact in told(slow) - told(fast)} == {Rate.SLOW}
+
+
+def test_labels_are_those_that_facts_name() -> None:
+    reading = Rig().opened().sample(SLOW)[0]
+    assert {fact for fact in told(reading) if FACTS[fact].label} == set(reading.by_label)
+
+
+@pytest.mark.parametrize(
+    ("rates", "calls"),
+    # A fast reading is every second on every GPU of the fleet: a call more is a decision.
+    [(FAST, 12), (SLOW, 43)],
+)
+def test_calls_of_one_gpu(rates: tuple[Rate, ...], calls: int) -> None:
+    rig = Rig().opened()
+    for _ in range(2):
+        rig.sample(rates)
+    assert len(rig.asked(0)) == calls
+    assert max(rig.count(0).values()) <= 6
+    assert "nvmlDeviceGetPcieThroughput" not in rig.asked(0)  # it blocks for 20 ms
 
 
 def test_identity() -> None:
@@ -123,75 +136,111 @@ def test_identity() -> None:
 
 
 @pytest.mark.parametrize(
-    ("function", "value", "absent"),
+    ("fault", "absent"),
     [
-        ("nvmlDeviceGetUtilizationRates", {"gpu": ALL_ONES_32}, "utilization_ratio"),
-        ("nvmlDeviceGetUtilizationRates", {"memory": 101}, "memory_utilization_ratio"),
-        ("nvmlDeviceGetMemoryInfo_v2", {"used": ALL_ONES_64}, "memory_used_bytes"),
-        ("nvmlDeviceGetTemperatureV", ALL_ONES_32, "temperature_celsius"),
-        ("nvmlDeviceGetPowerUsage", ALL_ONES_32, "power_watts"),
-        ("nvmlDeviceGetTotalEnergyConsumption", ALL_ONES_64, "energy_joules"),
+        (
+            Answer(gpu=2, function="nvmlDeviceGetUtilizationRates", value={"gpu": ALL_ONES_32}),
+            Fact.UTILIZATION_RATIO,
+        ),
+        (
+            Answer(gpu=2, function="nvmlDeviceGetUtilizationRates", value={"memory": 101}),
+            Fact.MEMORY_UTILIZATION_RATIO,
+        ),
+        (
+            Answer(gpu=2, function="nvmlDeviceGetMemoryInfo_v2", value={"used": ALL_ONES_64}),
+            Fact.MEMORY_USED_BYTES,
+        ),
+        (
+            Answer(gpu=2, function="nvmlDeviceGetTemperatureV", value=ALL_ONES_32),
+            Fact.TEMPERATURE_CELSIUS,
+        ),
+        (
+            Answer(gpu=2, function="nvmlDeviceGetPerformanceState", value=32),  # unknown
+            Fact.PERFORMANCE_STATE,
+        ),
+        (
+            Answer(gpu=2, function="nvmlDeviceGetCurrentClocksEventReasons", value=ALL_ONES_64),
+            Fact.CLOCK_EVENT_ACTIVE,
+        ),
+        (Field(gpu=2, field=82, value=ALL_ONES_32), Fact.MEMORY_TEMPERATURE_CELSIUS),
+        (Field(gpu=2, field=82, value=2**31 - 16), Fact.MEMORY_TEMPERATURE_CELSIUS),  # a blank
+        (Field(gpu=2, field=82, value=251), Fact.MEMORY_TEMPERATURE_CELSIUS),
+        (Field(gpu=2, field=83, value=ALL_ONES_64), Fact.ENERGY_JOULES),
+        (Field(gpu=2, field=185, value=ALL_ONES_32), Fact.POWER_WATTS),
+        (Field(gpu=2, field=186, value=-1), Fact.POWER_INSTANT_WATTS),
     ],
 )
-def test_a_sentinel_is_an_absent_fact_that_is_counted(
-    function: str, value: Any, absent: str
-) -> None:
-    rig = Rig(Answer(gpu=2, function=function, value=value)).opened()
+def test_a_sentinel_is_an_absent_fact_that_is_counted(fault: Fault, absent: Fact) -> None:
+    rig = Rig().opened()
+    rig.play(fault)
     readings = rig.sample()
-    assert facts_of(readings[2]) == ALL_FACTS - {absent}
+    assert told(readings[2]) == ALL_FACTS - {absent}
     uuid = rig.nvml.uuids[2]
     expected = ReadFailure(absent, "not_available", f"{uuid}: {absent} is not told")
     assert readings[2].failures == (expected,)
-    assert all(facts_of(r) == ALL_FACTS and not r.failures for r in readings if r.uuid != uuid)
+    assert all(told(r) == ALL_FACTS and not r.failures for r in readings if r.uuid != uuid)
+
+
+def test_memory_larger_than_the_card_is_not_told() -> None:
+    rig = Rig().opened()
+    rig.play(Answer(gpu=2, function="nvmlDeviceGetMemoryInfo_v2", value={"total": 2**48}))
+    memory = {fact for fact in ALL_FACTS if fact.startswith("memory_") and "bytes" in fact}
+    reading = rig.sample()[2]
+    assert told(reading) == ALL_FACTS - memory
+    assert failed(reading) == dict.fromkeys(memory, "not_available")
 
 
 @pytest.mark.parametrize("error", ["TIMEOUT", "UNKNOWN", "NO_PERMISSION", "IN_USE", "NOT_READY"])
 def test_one_fact_that_fails_leaves_the_others(error: str) -> None:
-    rig = Rig(Fail(gpu=2, function="nvmlDeviceGetPowerUsage", error=error)).opened()
+    rig = Rig(Fail(gpu=2, function="nvmlDeviceGetPerformanceState", error=error)).opened()
     reading = rig.sample()[2]
-    assert facts_of(reading) == ALL_FACTS - {"power_watts"}
+    assert told(reading) == ALL_FACTS - {Fact.PERFORMANCE_STATE}
     (failure,) = reading.failures
-    assert failure.fact == "power_watts"
-    assert failure.message.startswith(f"{reading.uuid}: nvmlDeviceGetPowerUsage: ")
+    assert failure.fact == Fact.PERFORMANCE_STATE
+    assert failure.message.startswith(f"{reading.uuid}: nvmlDeviceGetPerformanceState: ")
     assert f"NVML code {getattr(NVML, f'NVML_ERROR_{error}')}" in failure.message
-    rig.nvml.play(Scenario())
-    assert facts_of(rig.sample()[2]) == ALL_FACTS  # asked again, and there again
+    rig.play()
+    assert told(rig.sample()[2]) == ALL_FACTS  # asked again, and there again
 
 
 @pytest.mark.parametrize("error", ["NOT_SUPPORTED", "FUNCTION_NOT_FOUND", "DEPRECATED"])
 def test_what_a_card_does_not_have_is_absent_without_failure_and_not_asked_again(
     error: str,
 ) -> None:
-    rig = Rig(Fail(gpu=2, function="nvmlDeviceGetPowerUsage", error=error)).opened()
+    rig = Rig(Fail(gpu=2, function="nvmlDeviceGetPerformanceState", error=error)).opened()
     for _ in range(3):
         reading = rig.sample()[2]
-        assert facts_of(reading) == ALL_FACTS - {"power_watts"}
+        assert told(reading) == ALL_FACTS - {Fact.PERFORMANCE_STATE}
         assert reading.failures == ()
-    assert "nvmlDeviceGetPowerUsage" not in rig.asked(2)
-    assert "nvmlDeviceGetPowerUsage" in rig.asked(1)
-    rig.nvml.play(Scenario())
+    assert "nvmlDeviceGetPerformanceState" not in rig.asked(2)
+    assert "nvmlDeviceGetPerformanceState" in rig.asked(1)
+    rig.play()
     rig.driver.inventory()  # a mode may have changed: what there is, is found out anew
-    assert facts_of(rig.sample()[2]) == ALL_FACTS
+    assert told(rig.sample()[2]) == ALL_FACTS
 
 
-@pytest.mark.parametrize(
-    ("error", "reserved"), [("FUNCTION_NOT_FOUND", None), ("ARGUMENT_VERSION_MISMATCH", None)]
-)
-def test_memory_falls_back_to_its_first_form(error: str, reserved: int | None) -> None:
+@pytest.mark.parametrize("error", ["FUNCTION_NOT_FOUND", "ARGUMENT_VERSION_MISMATCH"])
+def test_memory_falls_back_to_its_first_form(error: str) -> None:
     work = ScriptedProcess(gpu=0, pid=5_000_001, memory="1GiB")
     rig = Rig(Fail(function="nvmlDeviceGetMemoryInfo_v2", error=error), processes=(work,)).opened()
+    rig.sample()
     reading = rig.sample()[0]
-    assert reading.memory_reserved_bytes is reserved
+    assert Fact.MEMORY_RESERVED_BYTES not in reading.facts
     # The first form cannot tell the driver's share apart.
-    assert reading.memory_used_bytes == 1 * GIB + 480 * MIB
+    assert reading.facts[Fact.MEMORY_USED_BYTES] == 1 * GIB + 480 * MIB
     assert reading.failures == ()
-    assert rig.asked(0).count("nvmlDeviceGetMemoryInfo_v2") == 0
+    assert rig.count(0)["nvmlDeviceGetMemoryInfo_v2"] == 0
+
+
+def test_clock_events_fall_back_to_their_older_name() -> None:
+    fault = Missing(function="nvmlDeviceGetCurrentClocksEventReasons")
+    assert told(Rig(fault).opened().sample()[0]) == ALL_FACTS
 
 
 def test_temperature_falls_back_to_its_first_form() -> None:
     fault = Fail(function="nvmlDeviceGetTemperatureV", error="FUNCTION_NOT_FOUND")
     reading = Rig(fault).opened().sample()[0]
-    assert facts_of(reading) == ALL_FACTS
+    assert told(reading) == ALL_FACTS
 
 
 def test_a_missing_symbol_behind_an_unversioned_function_is_no_crash() -> None:
@@ -263,7 +312,7 @@ def test_bytes_become_text(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_codes_become_types(code: str, kind: type[DriverError]) -> None:
     rig = Rig().opened()
-    rig.nvml.play(Scenario(faults=(Fail(function="nvmlDeviceGetCount", error=code),)))
+    rig.play(Fail(function="nvmlDeviceGetCount", error=code))
     with pytest.raises(DriverError) as raised:
         rig.driver.inventory()
     assert type(raised.value) is kind
@@ -318,12 +367,12 @@ def test_a_missing_library_is_named_with_where_it_was_looked_for(
 
 
 def test_a_lost_gpu_is_read_no_more_and_the_others_are() -> None:
-    rig = Rig(Lose(gpu=1, function="nvmlDeviceGetPowerUsage")).opened()
+    rig = Rig(Lose(gpu=1, function="nvmlDeviceGetTemperatureV")).opened()
     for _ in range(2):
         readings = rig.sample()
-        assert [facts_of(r) == ALL_FACTS for r in readings] == [True, False, True, True]
+        assert [told(r) == ALL_FACTS for r in readings] == [True, False, True, True]
         lost = readings[1]
-        assert facts_of(lost) == set()  # what was read before it went is gone too
+        assert told(lost) == set()  # what was read before it went is gone too
         assert [(f.fact, f.error_kind) for f in lost.failures] == [("gpu", "gpu_lost")]
     assert rig.asked(1) == []
     users = rig.driver.processes()
@@ -337,15 +386,15 @@ def test_a_gpu_that_needs_a_reset_is_asked_again() -> None:
     fault = Fail(gpu=1, function="nvmlDeviceGetUtilizationRates", error="RESET_REQUIRED")
     rig = Rig(fault).opened()
     reading = rig.sample()[1]
-    assert facts_of(reading) == set()
+    assert told(reading) == set()
     assert [f.error_kind for f in reading.failures] == ["reset_required"]
-    rig.nvml.play(Scenario())
-    assert facts_of(rig.sample()[1]) == ALL_FACTS
+    rig.play()
+    assert told(rig.sample()[1]) == ALL_FACTS
 
 
 def test_a_gpu_that_vanished_is_lost_then_gone() -> None:
     rig = Rig().opened()
-    rig.nvml.play(Scenario(faults=(Vanish(gpu=1),)))
+    rig.play(Vanish(gpu=1))
     assert [f.error_kind for f in rig.sample()[1].failures] == [GpuLost.kind]
     inventory = rig.driver.inventory()
     assert [(gpu.index, gpu.uuid) for gpu in inventory.gpus] == [
@@ -354,7 +403,7 @@ def test_a_gpu_that_vanished_is_lost_then_gone() -> None:
         (2, rig.nvml.uuids[3]),
     ]
     assert inventory.missing == ()
-    assert all(facts_of(reading) == ALL_FACTS for reading in rig.sample())
+    assert all(told(reading) == ALL_FACTS for reading in rig.sample())
 
 
 @pytest.mark.parametrize(
@@ -382,43 +431,24 @@ def test_a_suspect_is_left_alone(suspect: Suspect, left_alone: int, is_touched: 
     assert len(rig.driver.inventory().gpus) == 4
 
 
-# Processes ------------------------------------------------------------------------------------
+def test_a_gpu_that_is_plugged_in_is_found_by_a_fresh_session() -> None:
+    """The library counts what was there at nvmlInit; the kernel knows better."""
+    rig = Rig(Vanish(gpu=3)).opened()
+    assert len(rig.inventory.gpus) == 3
+    rig.plugged_in.add("0000:32:00.0")
+    assert len(rig.sample(FAST)) == 3
+    with pytest.raises(driver.InventoryChanged, match=r"came: 0000:32:00\.0; went: none"):
+        rig.sample(SLOW)
+    assert [function for _, function in rig.calls][-2:] == ["nvmlShutdown", "nvmlInit"]
+    rig.play()
+    assert len(rig.driver.inventory().gpus) == 4
+    assert len(rig.sample(SLOW)) == 4, "it is looked for once"
 
 
-def test_every_process_is_listed_once_per_gpu() -> None:
-    rig = Rig(
-        processes=(
-            ScriptedProcess(gpu=0, pid=5_000_001, name="train", memory="1GiB"),
-            ScriptedProcess(gpu=1, pid=5_000_001, name="train", memory="2GiB"),
-            ScriptedProcess(gpu=1, pid=5_000_001, name="train", kind="graphics", memory="9GiB"),
-            ScriptedProcess(gpu=1, pid=5_000_002, kind="graphics", memory_known=False),
-        )
-    ).opened()
-    rig.now += 1
-    told = rig.driver.processes()
-    first, second = rig.nvml.uuids[:2]
-    assert told.processes == (
-        ProcessReading(first, 5_000_001, "compute", 1 * GIB, "train"),
-        ProcessReading(second, 5_000_001, "compute", 2 * GIB, "train"),
-        ProcessReading(second, 5_000_002, "graphics", None, None),
-    )
-    assert (told.started_at, told.failed_gpus) == (5_001.0, ())
-
-
-@pytest.mark.parametrize("error", ["TIMEOUT", "UNKNOWN", "NO_PERMISSION"])
-def test_unknown_users_are_not_no_users(error: str) -> None:
-    fault = Fail(gpu=3, function="nvmlDeviceGetComputeRunningProcesses", error=error)
-    rig = Rig(fault, processes=(ScriptedProcess(gpu=0, pid=5_000_001),)).opened()
-    told = rig.driver.processes()
-    assert [p.pid for p in told.processes] == [5_000_001]
-    assert [(f.index, f.uuid) for f in told.failed_gpus] == [(3, rig.nvml.uuids[3])]
-
-
-def test_a_card_that_draws_nothing_has_no_graphics_users() -> None:
-    fault = Fail(function="nvmlDeviceGetGraphicsRunningProcesses", error="NOT_SUPPORTED")
-    second = Fail(function="nvmlDeviceGetGraphicsRunningProcesses_v2", error="NOT_SUPPORTED")
-    told = Rig(fault, second).opened().driver.processes()
-    assert (told.processes, told.failed_gpus) == ((), ())
+def test_the_kernel_s_gpus_are_folders(tmp_path: Path) -> None:
+    (tmp_path / "0000:18:00.0").mkdir()
+    assert kernel_gpus(str(tmp_path)) == {"0000:18:00.0"}
+    assert kernel_gpus(str(tmp_path / "none")) == frozenset(), "no module is loaded"
 
 
 # What the driver host relies on ---------------------------------------------------------------
