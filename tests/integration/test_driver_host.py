@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from tests.support.driver_hosts import (
+    HANGING,
     HASTY,
     PATIENCE,
     Scene,
@@ -24,7 +25,7 @@ from tests.support.driver_hosts import (
 from tests.support.waiting import until_true
 
 from stoker.agent.driver import DriverNotLoaded, DriverTimeout, HostEnded
-from stoker.agent.driver_link import Failed
+from stoker.agent.driver_states import Failed
 
 
 @pytest.fixture
@@ -72,16 +73,14 @@ async def test_a_gpu_that_hangs_is_left_alone_and_the_others_are_read(scene: Sce
         scene.faults(hang(2))
         with pytest.raises(DriverTimeout) as late:
             await host.sample()
-        assert str(late.value) == (
-            f"{uuids[2]}: nvmlDeviceGetPowerUsage: has not returned within 0.5 s"
-        )
+        assert str(late.value) == (f"{uuids[2]}: {HANGING}: has not returned within 0.5 s")
         readings = await eventually(host.sample, lambda readings: len(readings) == 4)
         assert is_gone(first)
         by_uuid = {reading.uuid: reading for reading in readings}
         assert [has_facts(by_uuid[uuid]) for uuid in uuids] == [True, True, False, True]
         (failure,) = by_uuid[uuids[2]].failures
         assert (failure.fact, failure.error_kind) == ("gpu", "driver_timeout")
-        assert "left alone: nvmlDeviceGetPowerUsage has not returned" in failure.message
+        assert f"left alone: {HANGING} has not returned" in failure.message
         assert [fault.uuid for fault in (await host.inventory()).missing] == [uuids[2]]
         assert [fault.uuid for fault in (await host.processes()).failed_gpus] == [uuids[2]]
         assert host.counters.timeouts_total >= 1
@@ -121,7 +120,7 @@ async def test_a_gpu_that_hangs_from_the_first_day_keeps_nobody_else_away(
 
 async def test_a_driver_that_hangs_as_a_whole_is_tried_until_it_answers(scene: Scene) -> None:
     scene.faults(hang(None, "nvmlInit"))
-    patience = replace(PATIENCE, start_seconds=2, sample_seconds=0.1, end_grace_seconds=0.1)
+    patience = replace(PATIENCE, start_seconds=2, call_seconds=0.1, end_grace_seconds=0.1)
     async with running(scene.source, patience) as host:
         await until_true("the call that hangs", lambda: is_in(host, "nvmlInit"))
         with pytest.raises(DriverTimeout, match="is starting, in nvmlInit; waited"):
@@ -143,7 +142,7 @@ async def test_a_list_of_processes_that_hangs_is_no_list(scene: Scene) -> None:
 
 
 async def test_who_waits_behind_a_slow_question_does_not_blame_the_host(scene: Scene) -> None:
-    async with running(scene.source, replace(PATIENCE, sample_seconds=0.2)) as host:
+    async with running(scene.source, replace(PATIENCE, call_seconds=0.2)) as host:
         await host.ready()
         scene.faults(hang(0, "nvmlDeviceGetGraphicsRunningProcesses"))
         slow = asyncio.create_task(host.processes())
@@ -208,7 +207,7 @@ async def test_a_gpu_on_which_the_host_crashes_is_left_alone(scene: Scene) -> No
         await host.ready()
         scene.faults(hang(2))  # so that the crash surely comes in the middle of a call
         asking = asyncio.create_task(host.sample())
-        await until_true("the call that hangs", lambda: is_in(host, "nvmlDeviceGetPowerUsage"))
+        await until_true("the call that hangs", lambda: is_in(host, HANGING))
         os.kill(pid_of(host), signal.SIGSEGV)
         with pytest.raises(HostEnded):
             await asking
@@ -216,4 +215,4 @@ async def test_a_gpu_on_which_the_host_crashes_is_left_alone(scene: Scene) -> No
         assert len([reading for reading in readings if has_facts(reading)]) == 3
         (suspect,) = host.suspects
         assert suspect.index == 2
-        assert "nvmlDeviceGetPowerUsage ended the driver host: Segmentation fault" in suspect.found
+        assert f"{HANGING} ended the driver host: Segmentation fault" in suspect.found

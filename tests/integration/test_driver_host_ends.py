@@ -2,15 +2,16 @@
 
 import asyncio
 import ctypes
+import re
 import socket
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tests.support.driver_hosts import (
+    HANGING,
     HASTY,
     PATIENCE,
     Scene,
@@ -19,6 +20,7 @@ from tests.support.driver_hosts import (
     has_facts,
     is_gone,
     is_in,
+    open_devices,
     pid_of,
     proc,
     running,
@@ -34,8 +36,8 @@ from stoker.agent.driver import (
     LibraryMissing,
 )
 from stoker.agent.driver_frames import DriverSource, RealDriver, SimulatedDriver
-from stoker.agent.driver_link import Failed, Released, Stopping, Unreaped
-from stoker.agent.driver_process import spawn_host
+from stoker.agent.driver_states import Failed, Released, Stopping, Unreaped
+from stoker.testing.undying import Undying
 
 
 @pytest.fixture
@@ -47,9 +49,11 @@ async def test_released_devices_are_free_and_can_be_taken_again(scene: Scene) ->
     async with running(scene.source) as host:
         await host.ready()
         holder = pid_of(host)
+        assert open_devices(holder) == [f"stoker-simulated-nvidia{gpu}" for gpu in range(4)]
         await host.release()
-        assert host.state == Released()
+        assert isinstance(host.state, Released)
         assert is_gone(holder)
+        assert open_devices() == []
         for ask in (host.sample, host.processes, host.inventory, host.ready):
             with pytest.raises(HostReleased, match="stoker agent resume"):
                 await ask()
@@ -60,12 +64,13 @@ async def test_released_devices_are_free_and_can_be_taken_again(scene: Scene) ->
 
 
 async def test_a_hung_host_is_released_too(scene: Scene) -> None:
-    async with running(scene.source, replace(PATIENCE, end_grace_seconds=0.1)) as host:
+    async with running(scene.source, replace(PATIENCE, release_grace_seconds=0.1)) as host:
         await host.ready()
         scene.faults(hang(2))
         asking = asyncio.create_task(host.sample())
-        await until_true("the call that hangs", lambda: is_in(host, "nvmlDeviceGetPowerUsage"))
+        await until_true("the call that hangs", lambda: is_in(host, HANGING))
         await host.release()
+        assert open_devices() == []
         with pytest.raises(HostReleased):
             await asking
         assert host.counters.kills_total == 1
@@ -82,7 +87,8 @@ async def test_a_host_that_is_being_ended_is_not_replaced_when_it_is_released(
             await host.sample()
         await until_true("the end of the host", lambda: isinstance(host.state, Stopping))
         await host.release()
-        assert (host.state, host.counters.starts_total) == (Released(), 1)
+        assert isinstance(host.state, Released)
+        assert host.counters.starts_total == 1
 
 
 async def test_release_while_there_is_no_host_and_none_can_be_started(scene: Scene) -> None:
@@ -96,47 +102,54 @@ async def test_release_while_there_is_no_host_and_none_can_be_started(scene: Sce
         assert len((await host.ready()).gpus) == 4
 
 
-class Held(subprocess.Popen[bytes]):
-    """A process that the kernel holds: signals do not reach it, it is not reaped."""
-
-    is_held: bool
-
-    def send_signal(self, sig: int) -> None:
-        if not self.is_held:
-            super().send_signal(sig)
-
-    def poll(self) -> int | None:
-        return None if self.is_held else super().poll()
-
-
 async def test_while_a_host_cannot_be_reaped_no_other_is_started(scene: Scene) -> None:
-    started: list[Held] = []
-
-    def spawn(source: DriverSource, agent: socket.socket, page: int) -> Held:
-        process: Any = spawn_host(source, agent, page)
-        process.__class__ = Held
-        process.is_held = not started
-        started.append(process)
-        return started[-1]
-
+    spawn = Undying()
     patience = replace(HASTY, kill_seconds=0.1)
-    async with running(scene.source, patience, spawn) as host:
-        await host.ready()
-        (held,) = started
+    async with running(scene.source, patience, spawn, spawn.read_state) as host:
+        uuids = [gpu.uuid for gpu in (await host.ready()).gpus]
+        spawn.hold()
         scene.faults(hang(2))
         with pytest.raises(DriverTimeout):
             await host.sample()
         await until_true("a host that is held", lambda: isinstance(host.state, Unreaped))
-        for ask in (host.sample, host.processes, host.inventory, host.ready, host.release):
-            with pytest.raises(HostStuck, match=f"driver host {held.pid} was killed"):
+        (held,) = spawn.started
+        told = f"pending: PID {held.pid} in uninterruptible sleep, in {HANGING} of {uuids[2]}; "
+        for ask in (host.sample, host.processes, host.inventory, host.ready):
+            with pytest.raises(HostStuck, match=re.escape(told)) as stuck:
                 await ask()
-        host.resume()
-        assert len(started) == host.counters.starts_total == 1
-        held.is_held = False
-        held.kill()
+            assert stuck.value.exit_code == 9
+        assert len(spawn.started) == host.counters.starts_total == 1
+        spawn.let_go()
         readings = await eventually(host.sample, lambda _: True)
         assert len([reading for reading in readings if has_facts(reading)]) == 3
-        assert len(started) == host.counters.starts_total == 2
+        assert len(spawn.started) == host.counters.starts_total == 2
+        assert (host.counters.kills_total, host.counters.unreaped_total) == (1, 1)
+        assert host.counters.hangs_by_function == {HANGING: 1}
+
+
+async def test_release_of_a_host_that_is_held_comes_true_when_it_is_let_go(scene: Scene) -> None:
+    spawn = Undying()
+    async with running(scene.source, replace(HASTY, kill_seconds=0.1), spawn) as host:
+        await host.ready()
+        spawn.hold()
+        scene.faults(hang(2))
+        asking = asyncio.create_task(host.sample())
+        await until_true("the call that hangs", lambda: is_in(host, HANGING))
+        for _ in range(2):  # as it is found out, and when it is known
+            with pytest.raises(HostStuck, match="was killed and has not ended"):
+                await host.release()
+        with pytest.raises(HostReleased):
+            await asking
+        report = host.describe()
+        assert isinstance(report.state, Unreaped)
+        assert (report.is_wanted, report.function) == (False, HANGING)
+        assert open_devices(spawn.started[0].pid) != []  # and nobody said otherwise
+        spawn.let_go()
+        await until_true("the release", lambda: isinstance(host.state, Released))
+        assert host.counters.starts_total == 1
+        scene.mend()
+        host.resume()
+        assert len((await host.ready()).gpus) == 4
 
 
 @pytest.mark.parametrize(
@@ -198,7 +211,7 @@ async def main(path):
         print(host.state.pid, flush=True)
         if await asyncio.to_thread(sys.stdin.readline):
             asking = asyncio.create_task(host.sample())
-            while not (host.call and host.call.function == "nvmlDeviceGetPowerUsage"):
+            while not (host.call and host.call.function == sys.argv[2]):
                 await asyncio.sleep(0.01)
             print("asked", flush=True)
         await asyncio.sleep(60)
@@ -215,6 +228,7 @@ def test_a_host_does_not_outlive_its_agent(scene: Scene, is_hung: bool) -> None:
             "-c",
             AGENT,
             scene.path,
+            HANGING,
         ],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -234,7 +248,7 @@ def test_a_host_does_not_outlive_its_agent(scene: Scene, is_hung: bool) -> None:
         # The host holds the agent's stderr open until it ends: reading to the end waits for it.
         told = agent.stderr.read().decode()
     asyncio.run(until_true("the end of the host", lambda: is_gone(host)))
-    left = f"driver host {host}: nvmlDeviceGetPowerUsage has not returned; leaving it\n"
+    left = f"driver host {host}: {HANGING} has not returned; leaving it\n"
     assert told == (left if is_hung else "")
 
 

@@ -2,18 +2,23 @@
 
 import asyncio
 import json
+import os
 import socket
-import subprocess
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from dataclasses import fields, replace
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import psutil
+
 from stoker.agent.driver import DriverError
 from stoker.agent.driver_frames import DriverSource, SimulatedDriver
-from stoker.agent.driver_link import DriverHost, Patience, Running
-from stoker.agent.driver_process import Spawn, spawn_host
+from stoker.agent.driver_host import SIMULATED_DEVICE
+from stoker.agent.driver_link import DriverHost
+from stoker.agent.driver_process import ReadState, Spawn, spawn_host, state_of
+from stoker.agent.driver_states import Patience, Running
+from stoker.agent.processes import Child
 from stoker.agent.readings import GpuReading
 
 T = TypeVar("T")
@@ -21,17 +26,18 @@ T = TypeVar("T")
 # Deadlines are long where nothing hangs, so that a slow machine is not taken for a hung driver.
 PATIENCE = Patience(
     start_seconds=30,
-    inventory_seconds=30,
-    sample_seconds=30,
-    processes_seconds=30,
+    call_seconds=30,
     end_grace_seconds=10,
+    release_grace_seconds=10,
     kill_seconds=10,
     restart_seconds_min=0.01,
     restart_seconds_max=0.05,
     retrial_seconds_min=600,
 )
-HASTY = replace(PATIENCE, sample_seconds=0.5, processes_seconds=0.5, end_grace_seconds=0.1)
+HASTY = replace(PATIENCE, call_seconds=0.5, end_grace_seconds=0.1, release_grace_seconds=0.1)
 EVENTUALLY_SECONDS = 30
+# A call that every sample makes for every GPU, and no inventory.
+HANGING = "nvmlDeviceGetTemperatureV"
 
 
 class Spawner:
@@ -39,11 +45,9 @@ class Spawner:
 
     def __init__(self, kind: Spawn = spawn_host) -> None:
         self.kind = kind
-        self.started: list[subprocess.Popen[bytes]] = []
+        self.started: list[Child] = []
 
-    def __call__(
-        self, source: DriverSource, agent: socket.socket, page: int
-    ) -> subprocess.Popen[bytes]:
+    def __call__(self, source: DriverSource, agent: socket.socket, page: int) -> Child:
         assert all(process.poll() is not None for process in self.started)
         process = self.kind(source, agent, page)
         self.started.append(process)
@@ -52,11 +56,14 @@ class Spawner:
 
 @asynccontextmanager
 async def running(
-    source: DriverSource, patience: Patience = PATIENCE, spawn: Spawn | None = None
+    source: DriverSource,
+    patience: Patience = PATIENCE,
+    spawn: Spawn | None = None,
+    read_state: ReadState = state_of,
 ) -> AsyncGenerator[DriverHost]:
     """A driver host that runs, and of which nothing is left afterwards."""
     spawner = Spawner(spawn or spawn_host)
-    host = DriverHost(source, patience=patience, spawn=spawner)
+    host = DriverHost(source, patience=patience, spawn=spawner, read_state=read_state)
     task = asyncio.create_task(host.run())
     try:
         yield host
@@ -82,7 +89,7 @@ class Scene:
         self.path.unlink()
 
 
-def hang(gpu: int | None, function: str = "nvmlDeviceGetPowerUsage") -> dict[str, Any]:
+def hang(gpu: int | None, function: str = HANGING) -> dict[str, Any]:
     return {"fault": "hang", "gpu": gpu, "function": function}
 
 
@@ -101,8 +108,7 @@ async def eventually(ask: Callable[[], Awaitable[T]], holds: Callable[[T], bool]
 
 
 def has_facts(reading: GpuReading) -> bool:
-    names = {f.name for f in fields(reading)} - {"uuid", "at", "failures"}
-    return any(getattr(reading, name) is not None for name in names)
+    return bool(reading.facts)
 
 
 def pid_of(host: DriverHost) -> int:
@@ -112,6 +118,21 @@ def pid_of(host: DriverHost) -> int:
 
 def proc(host: DriverHost, name: str) -> str:
     return Path(f"/proc/{pid_of(host)}/{name}").read_text(errors="replace")
+
+
+def open_devices(pid: int | None = None) -> list[str]:
+    """Which devices a process has open, real or simulated; None: this process and its children."""
+    pids = (
+        [pid] if pid is not None else [os.getpid(), *(c.pid for c in psutil.Process().children())]
+    )
+    found: list[str] = []
+    for each in pids:
+        for link in Path(f"/proc/{each}/fd").glob("*"):
+            with suppress(FileNotFoundError):  # it was closed since, or the process ended
+                name = os.readlink(link).removeprefix("/memfd:").removesuffix(" (deleted)")
+                if name.startswith(("/dev/nvidia", SIMULATED_DEVICE)):
+                    found.append(name)
+    return sorted(found)
 
 
 def is_in(host: DriverHost, function: str) -> bool:

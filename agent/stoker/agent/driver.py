@@ -11,15 +11,17 @@ DriverError                   carries the GPU, the driver's function, and what w
 │   └── ResetRequired         it must be reset before it works again
 ├── FactUnavailable           this card or driver does not have this fact; asking again is vain
 │   ├── NotSupported          the card does not have it
-│   ├── FunctionMissing       the library is too old (or too new) for this function
-│   └── NoPermission          another user or a device rule may have it, we may not
+│   └── FunctionMissing       the library is too old (or too new) for this function
+├── NoPermission              another user or a device rule may have it, we may not
 ├── NotAvailable              answered with a value that means "unknown" or cannot be true
 ├── NotFound                  what was asked about does not exist (any more)
 ├── DriverTimeout             no answer within the time allowed
+├── InventoryChanged          GPUs came, went, moved or changed their mode: look for them anew
 ├── UnknownDriverError        any other code of the driver
 └── HostUnavailable           the driver host process cannot be asked now
     ├── HostEnded             it ended while it was asked, or before
     ├── HostStuck             an earlier one cannot be reaped, so no new one may start
+    ├── HostRenewed           it gave way to another one, which looks for what was lost
     └── HostReleased          it was released on request and not resumed
 """
 
@@ -27,6 +29,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
+from stoker.agent.facts import Rate
 from stoker.agent.readings import GpuReading, Inventory, ProcessesReading
 from stoker.core.errors import ExitCode, StokerError
 
@@ -56,8 +59,14 @@ class Driver(Protocol):
         """Find the GPUs anew, leaving the suspects alone; later questions are about those found."""
         ...
 
-    def sample(self) -> tuple[GpuReading, ...]:
-        """Read every GPU found; one that cannot be read is a reading without facts."""
+    def sample(
+        self, rates: Sequence[Rate] = (Rate.FAST,), *, profiling: bool = True
+    ) -> tuple[GpuReading, ...]:
+        """Read the facts of these rates from every GPU found.
+
+        A GPU that cannot be read is a reading without facts. Without `profiling` the hardware
+        counters are left to somebody else's profiler.
+        """
         ...
 
     def processes(self) -> ProcessesReading:
@@ -173,6 +182,12 @@ class DriverTimeout(DriverError):
     kind = "driver_timeout"
 
 
+class InventoryChanged(DriverError):
+    """The GPUs are not those that were found: they must be looked for anew."""
+
+    kind = "inventory_changed"
+
+
 class UnknownDriverError(DriverError):
     """A code of the driver that has no type of its own."""
 
@@ -195,6 +210,13 @@ class HostStuck(HostUnavailable):
     """An earlier driver host process cannot be reaped."""
 
     kind = "host_stuck"
+    exit_code = ExitCode.PENDING
+
+
+class HostRenewed(HostUnavailable):
+    """The driver host is being replaced by a fresh one."""
+
+    kind = "host_renewed"
 
 
 class HostReleased(HostUnavailable):

@@ -2,7 +2,8 @@
 
 Over a socket go frames: four bytes of length, then MessagePack. One question is asked at a time.
 Beside it lies one page of shared memory: before each call into the driver the host notes there
-which function it calls and for which GPU. When the host then hangs, it cannot tell; the page can.
+which function it calls and for which GPU, and the number of the call. When the host then hangs, it
+cannot tell; the page can. How it is read is told by `driver_watch`.
 """
 
 import mmap
@@ -11,19 +12,21 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from stoker.agent.driver import ERRORS_BY_KIND, DriverError, Suspect, UnknownDriverError
-
-T = TypeVar("T")
+from stoker.agent.driver_watch import Note
+from stoker.agent.facts import Rate
+from stoker.agent.readings import GpuReading, Inventory, ProcessesReading
 
 LENGTH = struct.Struct(">I")
 # A reading of 64 GPUs with 1000 processes each stays far below.
 FRAME_BYTES_MAX = 16 << 20
 
-_NOTE = struct.Struct("<i60s")
+_NOTE = struct.Struct("<qi60s")  # number of the call, index of the GPU, function
 _NOBODY = -1
 
 
@@ -37,11 +40,13 @@ class Verb(StrEnum):
 
 
 class Request(msgspec.Struct, frozen=True, array_like=True):
-    """A question; the reply bears its number."""
+    """A question; the reply bears its number, which the line gives it."""
 
-    number: int
     verb: Verb
+    number: int = 0
     suspects: tuple[Suspect, ...] = ()  # of an inventory
+    rates: tuple[Rate, ...] = (Rate.FAST,)  # of a sample
+    profiling: bool = True  # of a sample
 
 
 class Failure(msgspec.Struct, frozen=True, array_like=True):
@@ -64,9 +69,32 @@ class Reply(msgspec.Struct, frozen=True, array_like=True):
     body: msgspec.Raw = _NOTHING
 
 
+# Coders are made once: making one costs as much as a small answer.
+_ENCODER = msgspec.msgpack.Encoder()
+REQUESTS = msgspec.msgpack.Decoder(Request)
+REPLIES = msgspec.msgpack.Decoder(Reply)
+# The answers by question.
+OPENED = msgspec.msgpack.Decoder(type(None))
+INVENTORY = msgspec.msgpack.Decoder(Inventory)
+READINGS = msgspec.msgpack.Decoder(tuple[GpuReading, ...])
+PROCESSES = msgspec.msgpack.Decoder(ProcessesReading)
+
+
+@dataclass(frozen=True, slots=True)
+class DcgmEngine:
+    """An nv-hostengine that runs already, and the folder of DCGM's Python bindings."""
+
+    address: str  # HOST:PORT, or the path of a socket
+    bindings: Path
+    interval_seconds: float = 1.0  # between two samples
+
+
 @dataclass(frozen=True, slots=True)
 class RealDriver:
     """NVML, as nvidia-ml-py finds it."""
+
+    without_dcgm: bool = False  # leave DCGM alone, because a driver host hung in it
+    dcgm: DcgmEngine | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,17 +105,11 @@ class SimulatedDriver:
     node: str
     seed: int = 0
     scenario_path: str | None = None
+    without_dcgm: bool = False
+    dcgm: DcgmEngine | None = None
 
 
 DriverSource = RealDriver | SimulatedDriver
-
-
-@dataclass(frozen=True, slots=True)
-class Note:
-    """The call that the driver host made last."""
-
-    gpu_index: int | None  # None: about no GPU in particular
-    function: str
 
 
 class NotePage:
@@ -95,6 +117,7 @@ class NotePage:
 
     def __init__(self, fd: int) -> None:
         self._map = mmap.mmap(fd, _NOTE.size)
+        self._number = 0
 
     @staticmethod
     def create() -> int:
@@ -105,7 +128,8 @@ class NotePage:
 
     def write(self, gpu_index: int, function: str) -> None:
         """Note a call; a negative index is no GPU, an empty function no call."""
-        _NOTE.pack_into(self._map, 0, gpu_index, function.encode())
+        self._number += 1
+        _NOTE.pack_into(self._map, 0, self._number, gpu_index, function.encode())
 
     def clear(self) -> None:
         """Note that no call is being made."""
@@ -113,24 +137,26 @@ class NotePage:
 
     def read(self) -> Note | None:
         """Return the call being made, or None."""
-        index, name = _NOTE.unpack_from(self._map)
+        number, index, name = _NOTE.unpack_from(self._map)
         function = bytes(name).rstrip(b"\0").decode("ascii", "replace")
-        return Note(index if index >= 0 else None, function) if function else None
+        return Note(index if index >= 0 else None, function, number) if function else None
 
     def close(self) -> None:
         """Let go of the page."""
         self._map.close()
 
 
-def pack(message: Request | Reply) -> bytes:
+def pack(message: Request | Reply) -> bytearray:
     """Return the frame of a message."""
-    body = msgspec.msgpack.encode(message)
-    return LENGTH.pack(len(body)) + body
+    frame = bytearray(LENGTH.size)
+    _ENCODER.encode_into(message, frame, LENGTH.size)
+    LENGTH.pack_into(frame, 0, len(frame) - LENGTH.size)
+    return frame
 
 
-def frame_length(head: bytes) -> int:
-    """Return how many bytes follow; raises ValueError when that cannot be true."""
-    (length,) = LENGTH.unpack(head)
+def frame_length(frame: bytes | bytearray) -> int:
+    """Return how many bytes follow the head; raises ValueError when that cannot be true."""
+    (length,) = LENGTH.unpack_from(frame)
     if length > FRAME_BYTES_MAX:
         raise ValueError(f"a frame of {length} bytes, more than {FRAME_BYTES_MAX}")
     return int(length)
@@ -151,22 +177,24 @@ def from_failure(
 
 def arguments_of(source: DriverSource) -> list[str]:
     """Return the flags of the driver host that say which driver to open."""
+    flags = ["--without-dcgm"] if source.without_dcgm else []
+    if source.dcgm is not None:
+        flags += [
+            f"--dcgm-address={source.dcgm.address}",
+            f"--dcgm-bindings={source.dcgm.bindings}",
+            f"--dcgm-interval={source.dcgm.interval_seconds:g}",
+        ]
     match source:
         case RealDriver():
-            return []
+            pass
         case SimulatedDriver():
-            flags = [f"--simulate={spec}" for spec in source.specs]
+            flags += [f"--simulate={spec}" for spec in source.specs]
             flags += [f"--node={source.node}", f"--seed={source.seed}"]
             if source.scenario_path is not None:
                 flags.append(f"--scenario={source.scenario_path}")
-            return flags
+    return flags
 
 
 def encode_body(answer: Any) -> msgspec.Raw:
     """Return an answer ready for a reply."""
-    return msgspec.Raw(msgspec.msgpack.encode(answer))
-
-
-def decode_body(body: msgspec.Raw, type_: type[T]) -> T:
-    """Return the answer in a reply."""
-    return msgspec.msgpack.decode(body, type=type_)
+    return msgspec.Raw(_ENCODER.encode(answer))

@@ -1,16 +1,19 @@
 """The agent's side of the driver host: asks it, gives up on it in time, and starts a fresh one.
 
     Starting ──▶ Running ──▶ Stopping ──▶ Failed ──▶ Starting ...
-       │                      ▲  │  │
-       └──────────────────────┘  │  └──▶ Unreaped ──▶ Failed
+       │                      ▲  │  │ └──▶ Starting (renewal)
+       └──────────────────────┘  │  └──▶ Unreaped ──▶ Failed or Released
                                  └──▶ Released ──▶ Starting (resume)
 
-- A question that is not answered in time condemns the host: it is asked to end, killed after a
-  grace, and reaped. The kernel may hold a hung process beyond SIGKILL; until it is reaped no other
-  is started, so at most one such process ever exists.
+- A call into the driver that does not return in time condemns the host: it is asked to end, killed
+  after a grace, and reaped. The kernel may hold a hung process beyond SIGKILL; until it is reaped
+  no other is started, so at most one such process ever exists.
 - A GPU on which a host hung or crashed becomes a suspect: the next host leaves it alone, so that
   the other GPUs are read again. From time to time a suspect is tried again, at growing intervals,
-  because trying costs the other GPUs a few readings when it still hangs.
+  because trying costs the other GPUs a few readings when it still hangs. So is DCGM, when a host
+  hung in it.
+- A GPU that was lost is seen again only by a fresh session: for its sake the host is renewed, at
+  growing intervals too.
 - A driver that cannot be used (library gone, module reloaded) ends the host too, because only a
   new process can load the library anew.
 """
@@ -18,8 +21,12 @@
 import asyncio
 import signal
 import sys
-from dataclasses import dataclass, replace
-from typing import TypeVar, assert_never
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any, TypeVar, assert_never
+
+import msgspec
 
 from stoker.agent.driver import (
     DriverError,
@@ -27,22 +34,44 @@ from stoker.agent.driver import (
     DriverUnavailable,
     HostEnded,
     HostReleased,
-    HostStuck,
+    HostRenewed,
     HostUnavailable,
+    InventoryChanged,
     Suspect,
 )
-from stoker.agent.driver_frames import DriverSource, Note, Verb, from_failure, to_failure
-from stoker.agent.driver_process import HostProcess, Spawn, spawn_host
-from stoker.agent.driver_suspects import Suspects
-from stoker.agent.processes import wait
-from stoker.agent.readings import (
-    WHOLE_GPU,
-    GpuFault,
-    GpuReading,
-    Inventory,
-    ProcessesReading,
-    ReadFailure,
+from stoker.agent.driver_culprits import Culprits
+from stoker.agent.driver_frames import (
+    INVENTORY,
+    OPENED,
+    PROCESSES,
+    READINGS,
+    DriverSource,
+    Request,
+    Verb,
+    from_failure,
+    to_failure,
 )
+from stoker.agent.driver_process import HostProcess, Late, ReadState, Spawn, spawn_host, state_of
+from stoker.agent.driver_states import (
+    Failed,
+    HostCounters,
+    HostReport,
+    HostState,
+    Patience,
+    Released,
+    Running,
+    Starting,
+    Stopping,
+    Unreaped,
+    stuck,
+    why_busy,
+    with_hang,
+)
+from stoker.agent.driver_suspects import Key
+from stoker.agent.driver_watch import Limits, Note, Overdue
+from stoker.agent.facts import Rate
+from stoker.agent.processes import wait
+from stoker.agent.readings import GpuReading, Inventory, ProcessesReading
 from stoker.core.clock import Clock, SystemClock
 
 T = TypeVar("T")
@@ -52,82 +81,9 @@ _CRASHES = frozenset(
     -number
     for number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE)
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """How long the driver host may take for what, and how soon it gets another chance."""
-
-    start_seconds: float = 60.0  # without persistence mode nvmlInit takes seconds per GPU
-    inventory_seconds: float = 10.0
-    sample_seconds: float = 1.0
-    processes_seconds: float = 2.0
-    end_grace_seconds: float = 0.75  # between asking a host to end and killing it
-    kill_seconds: float = 1.0  # after which a killed host counts as held by the kernel
-    restart_seconds_min: float = 0.1  # doubled with each failure in a row
-    restart_seconds_max: float = 30.0
-    settled_seconds: float = 60.0  # a host that lived so long had no part in earlier failures
-    retrial_seconds_min: float = 30.0  # of a suspect; doubled each time it hangs again
-    retrial_seconds_max: float = 1800.0
-
-
-@dataclass(frozen=True, slots=True)
-class Starting:
-    """A host is coming up; `pid` is None while there is not even a process."""
-
-    pid: int | None
-    since: float
-
-
-@dataclass(frozen=True, slots=True)
-class Running:
-    """A host answers."""
-
-    pid: int
-    since: float
-
-
-@dataclass(frozen=True, slots=True)
-class Stopping:
-    """A host was asked to end, and is killed if it does not."""
-
-    pid: int
-    since: float
-
-
-@dataclass(frozen=True, slots=True)
-class Unreaped:
-    """A host was killed and is held by the kernel: no other may start."""
-
-    pid: int
-    since: float
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """There is no host; another one starts at `retry_at`."""
-
-    error: DriverError
-    retry_at: float
-
-
-@dataclass(frozen=True, slots=True)
-class Released:
-    """There is no host, because somebody wants the devices free."""
-
-
-HostState = Starting | Running | Stopping | Unreaped | Failed | Released
-
-
-@dataclass(frozen=True, slots=True)
-class HostCounters:
-    """What happened since the agent started."""
-
-    starts_total: int = 0
-    restarts_total: int = 0  # starts after a failure, not after a release
-    timeouts_total: int = 0  # questions that the driver did not answer in time
-    failures_total: int = 0  # questions that were answered by an error, or could not be asked
-    kills_total: int = 0  # hosts that did not end when asked
+# A process that is asked or killed is looked at so often for what has changed meanwhile.
+_STEP_SECONDS = 0.05
+_UNREAPED_STEP_SECONDS = 0.25
 
 
 class DriverHost:
@@ -140,23 +96,24 @@ class DriverHost:
         patience: Patience | None = None,
         clock: Clock | None = None,
         spawn: Spawn = spawn_host,
+        read_state: ReadState = state_of,
     ) -> None:
         """Take what to open and how patient to be; nothing is started yet."""
         self._source = source
         self._patience = patience or Patience()
         self._clock = clock or SystemClock()
-        self._spawn = spawn
+        self._spawn, self._read_state = spawn, read_state
         self._turn = asyncio.Lock()  # one question at a time
         self._changed = asyncio.Event()  # replaced with each change of state
         self._is_wanted = True
         self._state: HostState = Starting(None, self._clock.now())
         self._counters = HostCounters()
+        self._is_profiling = True  # as the last reading was asked for
         self._host: HostProcess | None = None
-        self._suspects = Suspects(
+        self._culprits = Culprits(
             retrial_seconds_min=self._patience.retrial_seconds_min,
             retrial_seconds_max=self._patience.retrial_seconds_max,
         )
-        self._inventory: Inventory | None = None
 
     @property
     def state(self) -> HostState:
@@ -171,31 +128,49 @@ class DriverHost:
     @property
     def suspects(self) -> tuple[Suspect, ...]:
         """The GPUs that are left alone because a host hung on them."""
-        return tuple(self._suspects)
+        return tuple(self._culprits.suspects)
 
     @property
     def call(self) -> Note | None:
         """The call into the driver that is being made now, if any."""
         return self._host.note if self._host else None
 
+    def describe(self) -> HostReport:
+        """Return what an operator wants to know."""
+        call = self.call
+        return HostReport(
+            state=self._state,
+            is_wanted=self._is_wanted,
+            function=call.function if call else None,
+            gpu=self._culprits.name_of(call),
+            suspects=self.suspects,
+            awaited_gpus=self._culprits.awaited_gpus,
+            is_dcgm_left_alone=self._culprits.is_dcgm_left_alone,
+        )
+
     async def run(self) -> None:
         """Keep a host alive until cancelled; then end it, within grace and kill time."""
         failures = 0
+        ended: DriverError | None = None  # why the host before is no more
         try:
             while True:
                 if not self._is_wanted:
-                    self._become(Released())
-                    failures = 0
-                    await self._change()
+                    self._become(Released(self._clock.now()))
+                    failures, ended = 0, None
+                    await self._changed.wait()
                     continue
-                if failures:
+                if isinstance(ended, HostRenewed):
+                    self._count(renewals_total=1)
+                elif ended is not None:
                     self._count(restarts_total=1)
                 began = self._clock.monotonic()
-                error = await self._live()
-                if not isinstance(error, HostReleased):
+                ended = await self._live()
+                if isinstance(ended, HostReleased):
+                    ended = None
+                elif not isinstance(ended, HostRenewed):
                     lived = self._clock.monotonic() - began
                     failures = 1 if lived >= self._patience.settled_seconds else failures + 1
-                    await self._pause(error, failures)
+                    await self._pause(ended, failures)
         finally:
             if self._host is not None:
                 await self._end(self._host, is_last=True)
@@ -203,45 +178,57 @@ class DriverHost:
     async def ready(self) -> Inventory:
         """Wait for a host that answers, without a deadline; raises why there is none."""
         await self._running()
-        assert self._inventory is not None
-        return self._inventory
+        assert self._culprits.inventory is not None
+        return self._culprits.inventory
 
     async def inventory(self) -> Inventory:
         """Find the GPUs anew. Raises DriverError."""
-        seconds = self._patience.inventory_seconds
-        return self._learn(await self._ask(Verb.INVENTORY, Inventory, seconds, self.suspects))
+        async with self._asking() as host:
+            return await self._find_gpus(host, self._patience.limits)
 
-    async def sample(self) -> tuple[GpuReading, ...]:
-        """Read every GPU. One that is missing and known is a reading without facts.
+    async def sample(
+        self, rates: tuple[Rate, ...] = (Rate.FAST,), *, profiling: bool = True
+    ) -> tuple[GpuReading, ...]:
+        """Read facts of every GPU. One that is missing and known is a reading without facts.
 
-        Raises DriverError when there is no reading at all: then every GPU's facts are absent.
+        GPUs that came, went or changed their mode are found by the way. Raises DriverError when
+        there is no reading at all: then every GPU's facts are absent.
         """
-        seconds = self._patience.sample_seconds
-        readings = await self._ask(Verb.SAMPLE, tuple[GpuReading, ...], seconds)
-        at = self._clock.now()
-        absent = (
-            GpuReading(fault.uuid, at, failures=(_whole_gpu(fault),))
-            for fault in self._missing()
-            if fault.uuid is not None
-        )
-        return (*readings, *absent)
+        self._is_profiling = profiling
+        question = Request(Verb.SAMPLE, rates=rates, profiling=profiling)
+        limits = self._patience.limits
+        async with self._asking() as host:
+            try:
+                readings = await self._ask(host, question, READINGS, limits)
+            except InventoryChanged:
+                self._count(inventory_changes_total=1)
+                await self._find_gpus(host, limits)
+                readings = await self._ask(host, question, READINGS, limits)
+        if self._culprits.absences.notice(readings, self._clock.monotonic()):
+            self._notify()
+        return self._culprits.completed(readings, self._clock.now())
 
     async def processes(self) -> ProcessesReading:
         """List who uses every GPU; of a missing one the users are unknown. Raises DriverError."""
-        seconds = self._patience.processes_seconds
-        reading = await self._ask(Verb.PROCESSES, ProcessesReading, seconds)
-        return replace(reading, failed_gpus=reading.failed_gpus + self._missing())
+        async with self._asking() as host:
+            question = Request(Verb.PROCESSES)
+            reading = await self._ask(host, question, PROCESSES, self._patience.limits)
+        return replace(reading, failed_gpus=reading.failed_gpus + self._culprits.missing)
 
     async def release(self) -> None:
-        """Let go of the devices and stay away; raises HostStuck when the kernel holds the host."""
+        """Let go of the devices and stay away.
+
+        Returns or raises within a second: HostStuck when the kernel holds the host. The devices
+        stay wanted free then, and are, as soon as the kernel lets go.
+        """
         self._is_wanted = False
         self._notify()
         if self._host is not None:
             self._host.condemn(HostReleased("released on request"))
         while not isinstance(self._state, Released):
             if isinstance(self._state, Unreaped):
-                raise _stuck(self._state)
-            await self._change()
+                raise stuck(self._state)
+            await self._changed.wait()
             if self._is_wanted:
                 raise HostUnavailable("it was resumed before it had let go")
 
@@ -250,24 +237,21 @@ class DriverHost:
         self._is_wanted = True
         if isinstance(self._state, Released):
             self._become(Starting(None, self._clock.now()))
+        else:
+            self._notify()
 
-    async def _ask(
-        self, verb: Verb, type_: type[T], seconds: float, suspects: tuple[Suspect, ...] = ()
-    ) -> T:
-        """Ask with a deadline; a host that misses it, or cannot use the driver, is condemned.
+    # --- asking
 
-        The deadline counts anew when the turn has come: who waited long behind another question
-        must not blame the host for it.
+    @asynccontextmanager
+    async def _asking(self) -> AsyncGenerator[HostProcess]:
+        """Have one's turn with a host that runs.
+
+        A host that hangs meanwhile, or cannot use the driver, is condemned.
         """
         try:
+            host = await self._take_turn()
             try:
-                async with asyncio.timeout(seconds):
-                    host = await self._running()
-                    await self._turn.acquire()
-            except TimeoutError:
-                raise DriverTimeout(f"{self._why_busy()}; waited {seconds:g} s") from None
-            try:
-                return await self._ask_host(host, verb, type_, seconds, suspects)
+                yield host
             except (DriverTimeout, DriverUnavailable) as error:
                 host.condemn(error)
                 raise
@@ -277,19 +261,54 @@ class DriverHost:
             self._count(failures_total=1)
             raise
 
-    async def _ask_host(
-        self,
-        host: HostProcess,
-        verb: Verb,
-        type_: type[T],
-        seconds: float,
-        suspects: tuple[Suspect, ...] = (),
-    ) -> T:
+    async def _take_turn(self) -> HostProcess:
+        """Wait for the turn and for a host that runs, as long as a call may take.
+
+        The time for the answer counts from then on: who waited long behind another question must
+        not blame the host for it.
+        """
+        seconds = self._patience.call_seconds
         try:
             async with asyncio.timeout(seconds):
-                return await host.ask(verb, type_, suspects)
+                await self._turn.acquire()
+                try:
+                    return await self._running()
+                except BaseException:
+                    self._turn.release()
+                    raise
         except TimeoutError:
-            raise self._timed_out(host.note, seconds) from None
+            raise DriverTimeout(
+                f"{why_busy(self._state, self.call)}; waited {seconds:g} s"
+            ) from None
+
+    async def _ask(
+        self,
+        host: HostProcess,
+        question: Request,
+        answers: msgspec.msgpack.Decoder[T],
+        limits: Limits,
+    ) -> T:
+        try:
+            return await host.ask(question, answers, limits)
+        except Late as late:
+            raise self._timed_out(late.overdue) from None
+
+    async def _find_gpus(self, host: HostProcess, limits: Limits) -> Inventory:
+        """Look for the GPUs anew, and take down who is who."""
+        inventory = await self._look(host, (), limits)
+        self._culprits.learn(inventory, self._clock.monotonic())
+        self._notify()  # there may be one to wait for, or one less
+        return inventory
+
+    async def _look(self, host: HostProcess, tried: tuple[Key, ...], limits: Limits) -> Inventory:
+        """Look for the GPUs anew, leaving alone the suspects that are not to be tried."""
+        suspects = self._culprits.suspects
+        suspects.distrust_numbers()
+        inventory = None
+        while inventory is None or suspects.misplaced_by(inventory):
+            question = Request(Verb.INVENTORY, suspects=suspects.without(tried))
+            inventory = await self._ask(host, question, INVENTORY, limits)
+        return suspects.learn(inventory)
 
     async def _running(self) -> HostProcess:
         """Return the host once it runs; raises when it will not run soon."""
@@ -304,85 +323,118 @@ class DriverHost:
                     later = max(0.0, retry_at - self._clock.now())
                     raise HostUnavailable(f"no driver host for {later:.1f} s more, after: {error}")
                 case Unreaped():
-                    raise _stuck(self._state)
+                    raise stuck(self._state)
                 case Released():
                     raise HostReleased("released on request; `stoker agent resume` takes it again")
                 case Starting() | Stopping():
-                    await self._change()
+                    await self._changed.wait()
                 case _:
                     assert_never(self._state)
+
+    # --- the life of one host
 
     async def _live(self) -> DriverError:
         """Start one host, keep it until it is condemned, end it; return what condemned it."""
         self._become(Starting(None, self._clock.now()))
+        trial = self._culprits.trial(self._clock.monotonic())
+        source = replace(self._source, without_dcgm=trial.without_dcgm)
         try:
-            host = await HostProcess.begin(self._source, self._spawn)
+            host = await HostProcess.begin(source, self._spawn)
         except OSError as error:
             return HostEnded(f"cannot be started: {error.strerror}", function=sys.executable)
         self._host = host
         self._count(starts_total=1)
         self._become(Starting(host.pid, self._clock.now()))
-        receiving = asyncio.create_task(host.receive())
         try:
             await self._greet(host)
+            self._culprits.conclude(trial, self._clock.monotonic())
             self._become(Running(host.pid, self._clock.now()))
             while not host.condemned.done():
-                until_trial = self._suspects.seconds_until_due(self._clock.monotonic())
-                await asyncio.wait([host.condemned], timeout=until_trial)
+                until_trial = self._culprits.seconds_until_trial(self._clock.monotonic())
+                await self._change_or(host.condemned, until_trial)
                 await self._retry(host)
+                await self._renew(host)
         except DriverError as error:
             host.condemn(error)
-        finally:
-            receiving.cancel()
         await self._end(host)
-        note, code = host.note, host.process.returncode
-        if code in _CRASHES and note is not None and note.gpu_index is not None:
-            found = f"{note.function} ended the driver host: {signal.strsignal(-code)}"
-            self._suspect(note.gpu_index, found)
+        self._blame_crash(host)
         return host.condemned.result()
 
     async def _greet(self, host: HostProcess) -> None:
         """Open the driver and find the GPUs; raises DriverError when that fails or takes long."""
-        seconds = self._patience.start_seconds
+        limits = self._patience.start_limits
         if not self._is_wanted:
             raise HostReleased("released while it was started")
-        await self._ask_host(host, Verb.OPEN, type(None), seconds)
-        self._learn(await self._ask_host(host, Verb.INVENTORY, Inventory, seconds, self.suspects))
+        await self._ask(host, Request(Verb.OPEN), OPENED, limits)
+        await self._find_gpus(host, limits)
 
     async def _retry(self, host: HostProcess) -> None:
         """Try the suspects whose time has come; one that is read again is none any more."""
-        patience, due = self._patience, self._suspects.due(self._clock.monotonic())
+        limits, culprits = self._patience.limits, self._culprits
+        due = culprits.suspects.due(self._clock.monotonic())
         if not due or host.condemned.done():
             return
-        kept = self._suspects.without(due)
-        try:
-            async with self._turn:
-                inventory = await self._ask_host(
-                    host, Verb.INVENTORY, Inventory, patience.inventory_seconds, kept
-                )
-                await self._ask_host(
-                    host, Verb.SAMPLE, tuple[GpuReading, ...], patience.sample_seconds
-                )
-        except DriverError:
-            self._suspects.put_off(due, self._clock.monotonic())
-            raise
-        self._suspects.acquit(due)
-        self._learn(inventory)
+        async with self._turn:
+            try:
+                inventory = await self._look(host, due, limits)
+                question = Request(Verb.SAMPLE, rates=tuple(Rate), profiling=self._is_profiling)
+                readings = await self._ask(host, question, READINGS, limits)
+            except DriverError as error:
+                culprits.suspects.put_off(self._clock.monotonic())
+                if not isinstance(error, InventoryChanged):
+                    raise
+                await self._find_gpus(host, limits)
+            else:
+                culprits.acquit(inventory, readings, self._clock.monotonic())
+
+    async def _renew(self, host: HostProcess) -> None:
+        """Give way to a fresh session when it is time to look for what was lost."""
+        if not self._culprits.is_renewal_due(self._clock.monotonic()):
+            return
+        async with self._turn:  # no question is cut off
+            host.condemn(HostRenewed("replaced by a fresh one, to look for what was lost"))
+            self._become(Stopping(host.pid, self._clock.now()))
 
     async def _end(self, host: HostProcess, *, is_last: bool = False) -> None:
         """End the process and reap it; a last one that cannot be reaped is left to the kernel."""
-        patience = self._patience
         self._become(Stopping(host.pid, self._clock.now()))
-        await host.ask_to_end()
-        if await wait(host.process, patience.end_grace_seconds, self._clock) is None:
+        host.ask_to_end()
+        if not await self._ends_when_asked(host):
             host.process.kill()
             self._count(kills_total=1)
-            if await wait(host.process, patience.kill_seconds, self._clock) is None:
-                self._become(Unreaped(host.pid, self._clock.now()))
+            if await wait(host.process, self._patience.kill_seconds, self._clock) is None:
+                self._count(unreaped_total=1)
+                since = self._clock.now()
+                self._become(self._unreaped(host, since))
                 if is_last:
                     return
-                await wait(host.process, float("inf"), self._clock)
+                while host.process.poll() is None:
+                    await self._clock.sleep(_UNREAPED_STEP_SECONDS)
+                    if (state := self._unreaped(host, since)) != self._state:
+                        self._become(state)
         self._host = None
+
+    async def _ends_when_asked(self, host: HostProcess) -> bool:
+        """Wait for the end of the process; less long from when somebody waits for the devices.
+
+        A clean end comes first even then: SIGKILL in the middle of a call has upset the firmware
+        of real cards.
+        """
+        patience, began = self._patience, self._clock.monotonic()
+        while True:
+            grace = (
+                patience.end_grace_seconds if self._is_wanted else patience.release_grace_seconds
+            )
+            left = began + grace - self._clock.monotonic()
+            if await wait(host.process, min(left, _STEP_SECONDS), self._clock) is not None:
+                return True
+            if left <= 0:
+                return False
+
+    def _unreaped(self, host: HostProcess, since: float) -> Unreaped:
+        note, letter = host.note, self._read_state(host.pid)
+        function, gpu = note.function if note else None, self._culprits.name_of(note)
+        return Unreaped(host.pid, since, letter, function, gpu)
 
     async def _pause(self, error: DriverError, failures: int) -> None:
         """Wait before the next start, unless the devices are wanted free before or meanwhile."""
@@ -394,47 +446,35 @@ class DriverHost:
         )
         self._become(Failed(error, self._clock.now() + pause))
         sleeping = asyncio.ensure_future(self._clock.sleep(pause))
-        # Not `_change()`: as a task it would begin later, and miss a change until then.
-        changing = asyncio.ensure_future(self._changed.wait())
         try:
-            await asyncio.wait([sleeping, changing], return_when=asyncio.FIRST_COMPLETED)
+            await self._change_or(sleeping, None)
         finally:
             sleeping.cancel()
-            changing.cancel()
 
-    def _timed_out(self, note: Note | None, seconds: float) -> DriverTimeout:
-        """Count it, suspect the GPU whose call hangs, and return the error that says so."""
+    # --- blaming
+
+    def _timed_out(self, overdue: Overdue) -> DriverTimeout:
+        """Count it, suspect what hangs, and return the error that says so."""
         self._count(timeouts_total=1)
-        found = f"has not returned within {seconds:g} s"
+        note, found = overdue.note, overdue.found
         if note is None:
-            return DriverTimeout(f"the driver host has not answered within {seconds:g} s")
-        if note.gpu_index is None:
-            return DriverTimeout(found, function=note.function)
-        suspect = self._suspect(note.gpu_index, f"{note.function} {found}")
-        gpu = suspect.uuid or f"GPU {suspect.index}"
-        return DriverTimeout(found, function=note.function, gpu=gpu)
+            return DriverTimeout(f"the driver host {found}")
+        hangs = with_hang(self._counters.hangs_by_function, note.function)
+        self._counters = replace(self._counters, hangs_by_function=hangs)
+        blamed = replace(note, gpu_index=overdue.gpu_index)
+        self._culprits.blame(blamed, found, self._clock.monotonic())
+        return DriverTimeout(found, function=note.function, gpu=self._culprits.name_of(blamed))
 
-    def _suspect(self, index: int, found: str) -> Suspect:
-        return self._suspects.exclude(index, found, self._clock.monotonic())
+    def _blame_crash(self, host: HostProcess) -> None:
+        code, note = host.process.returncode, host.note
+        if code not in _CRASHES:
+            return
+        self._count(crashes_total=1)
+        if note is not None:
+            found = f"ended the driver host: {signal.strsignal(-code)}"
+            self._culprits.blame(note, found, self._clock.monotonic())
 
-    def _learn(self, inventory: Inventory) -> Inventory:
-        self._inventory = self._suspects.learn(inventory)
-        return self._inventory
-
-    def _missing(self) -> tuple[GpuFault, ...]:
-        return self._inventory.missing if self._inventory else ()
-
-    def _why_busy(self) -> str:
-        match self._state:
-            case Starting(pid=None):
-                return "the driver host is not started yet"
-            case Starting(pid=pid):
-                within = f", in {self.call.function}" if self.call else ""
-                return f"driver host {pid} is starting{within}"
-            case Stopping(pid=pid):
-                return f"driver host {pid} is being ended"
-            case _:
-                return "the driver host is busy with another question"
+    # --- bookkeeping
 
     def _become(self, state: HostState) -> None:
         self._state = state
@@ -444,20 +484,16 @@ class DriverHost:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    async def _change(self) -> None:
-        await self._changed.wait()
+    async def _change_or(self, future: "asyncio.Future[Any]", seconds: float | None) -> None:
+        """Wait for a change, or for the future, or for so long."""
+        changing = asyncio.ensure_future(self._changed.wait())
+        try:
+            await asyncio.wait(
+                [future, changing], timeout=seconds, return_when=asyncio.FIRST_COMPLETED
+            )
+        finally:
+            changing.cancel()
 
     def _count(self, **more: int) -> None:
         counted = {name: getattr(self._counters, name) + number for name, number in more.items()}
         self._counters = replace(self._counters, **counted)
-
-
-def _whole_gpu(fault: GpuFault) -> ReadFailure:
-    return ReadFailure(WHOLE_GPU, fault.error_kind, fault.message)
-
-
-def _stuck(state: Unreaped) -> HostStuck:
-    return HostStuck(
-        f"driver host {state.pid} was killed and the kernel does not let it go: "
-        "the driver holds it; no other is started until it is reaped"
-    )

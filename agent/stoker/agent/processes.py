@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from stoker.core.clock import Clock  # it imports asyncio, which the driver host does without
@@ -22,6 +22,18 @@ _POLL_SECONDS = (0.005, 0.1)  # first and longest pause between two looks at a p
 # SIGKILL works at once, or not until the kernel lets go of the process.
 _KILL_SECONDS = 1.0
 _NOT_STARTED = 127  # as a shell says it
+
+
+class Child(Protocol):
+    """A process that we started; `subprocess.Popen` is one."""
+
+    @property
+    def pid(self) -> int: ...
+    @property
+    def returncode(self) -> int | None: ...
+    def poll(self) -> int | None: ...
+    def terminate(self) -> None: ...
+    def kill(self) -> None: ...
 
 
 def start(
@@ -56,19 +68,17 @@ def start(
     )
 
 
-async def wait(process: subprocess.Popen[bytes], seconds: float, clock: "Clock") -> int | None:
+async def wait(process: Child, seconds: float, clock: "Clock") -> int | None:
     """Return the exit code (negative: a signal), or None when it still runs after `seconds`."""
     deadline = clock.monotonic() + seconds
     pause, longest = _POLL_SECONDS
-    while (code := process.poll()) is None and clock.monotonic() < deadline:
-        await clock.sleep(pause)
+    while (code := process.poll()) is None and (left := deadline - clock.monotonic()) > 0:
+        await clock.sleep(min(pause, left))
         pause = min(pause * 2, longest)
     return code
 
 
-async def end(
-    process: subprocess.Popen[bytes], *, grace_seconds: float, clock: "Clock"
-) -> int | None:
+async def end(process: Child, *, grace_seconds: float, clock: "Clock") -> int | None:
     """Ask the process to end, kill it after the grace; None when even that did not end it."""
     process.terminate()
     if (code := await wait(process, grace_seconds, clock)) is None:

@@ -1,9 +1,11 @@
 """What crosses from driver host to agent arrives as it was sent; errors keep their kind."""
 
 import builtins
+import collections.abc
 import dataclasses
 import re
 import typing
+from enum import Enum
 from typing import Any
 
 import msgspec
@@ -15,9 +17,13 @@ from stoker.agent import driver
 from stoker.agent.driver import ERRORS_BY_KIND, DriverError, Suspect, UnknownDriverError
 from stoker.agent.driver_frames import (
     FRAME_BYTES_MAX,
+    INVENTORY,
     LENGTH,
+    PROCESSES,
+    READINGS,
+    REPLIES,
+    REQUESTS,
     Failure,
-    Note,
     NotePage,
     RealDriver,
     Reply,
@@ -25,21 +31,21 @@ from stoker.agent.driver_frames import (
     SimulatedDriver,
     Verb,
     arguments_of,
-    decode_body,
     encode_body,
     frame_length,
     from_failure,
     pack,
     to_failure,
 )
+from stoker.agent.driver_watch import Note
+from stoker.agent.facts import Fact, Rate
 from stoker.agent.readings import (
+    WHOLE_GPU,
     GpuFault,
-    GpuIdentity,
     GpuReading,
     GpuSample,
     Inventory,
     ProcessesReading,
-    ProcessReading,
     ReadFailure,
 )
 from stoker.core.errors import ExitCode, StokerError
@@ -58,6 +64,8 @@ def values_of(type_: Any) -> st.SearchStrategy[Any]:
     """Any value that a field of this type may have."""
     if type_ in SCALARS:
         return SCALARS[type_]
+    if isinstance(type_, type) and issubclass(type_, Enum):
+        return st.sampled_from(type_)
     if isinstance(type_, type) and dataclasses.is_dataclass(type_):
         hints = typing.get_type_hints(type_)
         return st.builds(type_, **{name: values_of(hint) for name, hint in hints.items()})
@@ -67,28 +75,38 @@ def values_of(type_: Any) -> st.SearchStrategy[Any]:
             return st.sampled_from(parts)
         case builtins.tuple:
             return st.lists(values_of(parts[0]), max_size=3).map(tuple)
+        case collections.abc.Mapping:
+            return st.dictionaries(*map(values_of, parts), max_size=3)
         case _:
             return st.one_of(*(values_of(part) for part in parts))
 
 
 @pytest.mark.parametrize(
-    "type_", [Inventory, GpuIdentity, GpuReading, ProcessesReading, Suspect, GpuSample]
+    ("type_", "answers"),
+    [
+        (Inventory, INVENTORY),
+        (tuple[GpuReading, ...], READINGS),
+        (ProcessesReading, PROCESSES),
+    ],
 )
 @settings(deadline=None)
 @given(data=st.data())
-def test_a_reading_arrives_as_it_was_sent(type_: type[Any], data: st.DataObject) -> None:
+def test_an_answer_arrives_as_it_was_sent(
+    type_: Any, answers: msgspec.msgpack.Decoder[Any], data: st.DataObject
+) -> None:
     sent = data.draw(values_of(type_))
     frame = pack(Reply(7, body=encode_body(sent)))
-    assert frame_length(frame[: LENGTH.size]) == len(frame) - LENGTH.size
-    reply = msgspec.msgpack.decode(frame[LENGTH.size :], type=Reply)
+    assert frame_length(frame) == len(frame) - LENGTH.size
+    reply = REPLIES.decode(frame[LENGTH.size :])
     assert (reply.number, reply.failure) == (7, None)
-    assert decode_body(reply.body, type_) == sent
+    assert answers.decode(reply.body) == sent
 
 
 def test_a_question_arrives_with_its_suspects() -> None:
-    asked = Request(3, Verb.INVENTORY, (Suspect(2, "GPU-a", 8, "hung"), Suspect(3, None, None, "")))
+    suspects = (Suspect(2, "GPU-a", 8, "hung"), Suspect(3, None, None, ""))
+    asked = Request(Verb.INVENTORY, 3, suspects, (Rate.FAST, Rate.SLOW), profiling=False)
     frame = pack(asked)
-    assert msgspec.msgpack.decode(frame[LENGTH.size :], type=Request) == asked
+    assert REQUESTS.decode(frame[LENGTH.size :]) == asked
 
 
 def test_a_frame_that_is_too_long_is_refused_before_it_is_read() -> None:
@@ -103,13 +121,16 @@ def test_readings_are_values(value: Any) -> None:
         setattr(value, name, 0)
 
 
-def test_a_reading_without_facts_has_none_of_them() -> None:
-    reading = GpuReading("GPU-a", 1.0, failures=(ReadFailure("gpu", "gpu_lost", "gone"),))
-    facts = {f.name for f in dataclasses.fields(reading)} - {"uuid", "at", "failures"}
-    assert {name: getattr(reading, name) for name in facts} == dict.fromkeys(facts)
+def test_a_gpu_is_lost_when_it_failed_as_a_whole() -> None:
+    lost = ReadFailure(WHOLE_GPU, "gpu_lost", "gone")
+    one_fact = ReadFailure(Fact.POWER_WATTS, "unknown", "x")
+    assert GpuReading("GPU-a", 1.0, failures=(one_fact, lost)).is_lost
+    assert not GpuReading("GPU-a", 1.0, failures=(one_fact,)).is_lost
+
+
+def test_a_sample_is_empty_until_something_was_read() -> None:
     assert GpuSample("GPU-a", 1.0).is_empty
     assert not GpuSample("GPU-a", 1.0, utilization_ratio=0.0).is_empty
-    assert ProcessReading("GPU-a", 1, "compute").memory_used_bytes is None
 
 
 def test_the_tree_in_the_docstring_is_the_tree_of_the_errors() -> None:
@@ -122,7 +143,7 @@ def test_the_tree_in_the_docstring_is_the_tree_of_the_errors() -> None:
 def test_every_error_crosses_as_itself(error: type[DriverError]) -> None:
     sent = error("what was found", function="nvmlX", gpu="GPU-a")
     frame = pack(Reply(1, failure=to_failure(sent)))
-    failure = msgspec.msgpack.decode(frame[LENGTH.size :], type=Reply).failure
+    failure = REPLIES.decode(frame[LENGTH.size :]).failure
     assert failure is not None
     arrived = from_failure(failure)
     assert type(arrived) is error
@@ -132,10 +153,11 @@ def test_every_error_crosses_as_itself(error: type[DriverError]) -> None:
 
 
 def test_kinds_are_unique() -> None:
-    def count(error: type[DriverError]) -> int:
-        return 1 + sum(count(branch) for branch in error.__subclasses__())
-
-    assert len(ERRORS_BY_KIND) == count(DriverError)
+    errors = {
+        e for e in vars(driver).values() if isinstance(e, type) and issubclass(e, DriverError)
+    }
+    assert len(ERRORS_BY_KIND) == len(errors)
+    assert set(ERRORS_BY_KIND.values()) == errors
 
 
 def test_a_kind_of_a_newer_host_is_unknown_and_told_all_the_same() -> None:
@@ -162,9 +184,11 @@ def test_the_note_page_shows_the_other_side_the_call_being_made() -> None:
     host, agent = NotePage(fd), NotePage(fd)
     assert agent.read() is None
     host.write(3, "nvmlDeviceGetPowerUsage")
-    assert agent.read() == Note(3, "nvmlDeviceGetPowerUsage")
+    assert agent.read() == Note(3, "nvmlDeviceGetPowerUsage", 1)
+    host.write(3, "nvmlDeviceGetPowerUsage")
+    assert agent.read() == Note(3, "nvmlDeviceGetPowerUsage", 2), "it is another call"
     host.write(-1, "nvmlInit")
-    assert agent.read() == Note(None, "nvmlInit")
+    assert agent.read() == Note(None, "nvmlInit", 3)
     host.clear()
     assert agent.read() is None
     host.close()
