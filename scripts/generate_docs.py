@@ -15,6 +15,17 @@ from pathlib import Path
 
 from google.protobuf import descriptor_pb2 as d
 
+from stoker.agent.facts import Fact
+from stoker.agent.metrics_dcgm import XID_DOC, XID_FIELD
+from stoker.agent.metrics_dcgm_fields import FIELDS
+from stoker.agent.metrics_table import (
+    GPU_LABELS,
+    INFO_LABELS,
+    LABEL_BOUNDS,
+    METRICS,
+    MIG_LABELS,
+    gpu_metric_name,
+)
 from stoker.aggregator.model import TRANSITIONS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,8 +51,65 @@ def protocol_reference() -> str:
     return "\n\n".join(part for file in _files() for part in _file_reference(file))
 
 
+def own_metrics() -> str:
+    """Return the table of the agent's own metrics, from the table that the page is made by."""
+    twins: dict[str, list[str]] = {}
+    for each in FIELDS:
+        if len(each.facts) == 1:
+            twins.setdefault(gpu_metric_name(each.facts[0]), []).append(f"`{each.name}`")
+    rows = [
+        "| series | type | unit | labels | meaning | from | made | DCGM's names |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for metric in METRICS.values():
+        cells = (
+            f"`{metric.name}`",
+            str(metric.kind),
+            metric.unit,
+            _labels(metric.labels),
+            metric.doc,
+            metric.source,
+            metric.rate,
+            " ".join(twins.get(metric.name, [])),
+        )
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def metric_labels() -> str:
+    """Return what bounds the values of every label of the agent's own metrics."""
+    rows = ["| label | how many values |", "|---|---|"]
+    return "\n".join([*rows, *(f"| `{name}` | {text} |" for name, text in LABEL_BOUNDS.items())])
+
+
+def dcgm_fields() -> str:
+    """Return the table of the fields of DCGM that are told, from the table of that page."""
+    rows = ["| no. | series | type | unit | meaning | made of |", "|---|---|---|---|---|---|"]
+    for each in FIELDS:
+        made_of = " ".join(f"`{_fact_series(fact)}`" for fact in each.facts)
+        cells = (str(each.number), f"`{each.name}`", str(each.kind), each.unit, each.doc, made_of)
+        rows.append(f"| {' | '.join(cells)} |")
+    rows.append(f"| 230 | `{XID_FIELD}` | gauge | Xid | {XID_DOC} | events |")
+    return "\n".join(rows)
+
+
+def _fact_series(fact: Fact) -> str:
+    return gpu_metric_name(fact).removeprefix("stoker_gpu_")
+
+
+def _labels(names: tuple[str, ...]) -> str:
+    """Return labels as text; the sets that many series have are named once, above the table."""
+    for known, text in ((INFO_LABELS, "*info*"), (MIG_LABELS, "*mig*"), (GPU_LABELS, "*gpu*")):
+        if names[: len(known)] == known:
+            return " ".join([text, *(f"`{name}`" for name in names[len(known) :])])
+    return " ".join(f"`{name}`" for name in names)
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "allocation-diagram": allocation_diagram,
+    "dcgm-fields": dcgm_fields,
+    "metric-labels": metric_labels,
+    "own-metrics": own_metrics,
     "protocol-reference": protocol_reference,
 }
 

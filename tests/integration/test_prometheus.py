@@ -22,6 +22,9 @@ global:
 scrape_configs:
   - job_name: agent
     static_configs: [{{targets: ["{agent}"]}}]
+  - job_name: dcgm
+    metrics_path: /metrics/dcgm
+    static_configs: [{{targets: ["{agent}"]}}]
   - job_name: aggregator
     static_configs: [{{targets: ["{aggregator}"]}}]
 """
@@ -29,14 +32,27 @@ scrape_configs:
 SCRAPE_LABELS = {"__name__", "instance", "job"}
 
 GPU = {"node", "gpu", "uuid", "model"}
+DCGM = {
+    *("gpu", "UUID", "pci_bus_id", "device", "modelName", "Hostname"),
+    "DCGM_FI_DRIVER_VERSION",
+}
 # Job, metric, the labels beyond those of every scrape, how many series with one node of 4 GPUs.
 SERIES: tuple[tuple[str, str, set[str], int], ...] = (
     ("agent", "stoker_gpu_memory_total_bytes", GPU, 4),
     ("agent", "stoker_gpu_memory_used_bytes", GPU, 4),
     ("agent", "stoker_gpu_utilization_ratio", GPU, 4),
     ("agent", "stoker_gpu_allocations", GPU, 4),
+    ("agent", "stoker_gpu_up", GPU, 4),
+    ("agent", "stoker_gpu_utilization_max_ratio", GPU, 4),
+    ("agent", "stoker_gpu_nvlink_up", GPU | {"link"}, 4 * 18),
     ("agent", "stoker_agent_connected", set(), 1),
+    ("agent", "stoker_agent_driver_host_resident_memory_bytes", set(), 1),
+    ("agent", "stoker_agent_collector_success", {"collector"}, 4),
+    ("agent", "process_resident_memory_bytes", set(), 1),
     ("agent", "stoker_agent_build_info", {"version"}, 1),
+    ("dcgm", "DCGM_FI_DEV_FB_USED", DCGM, 4),
+    ("dcgm", "DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION", DCGM, 4),
+    ("dcgm", "DCGM_FI_PROF_SM_ACTIVE", DCGM, 4),
     ("aggregator", "stoker_fleet_gpu_memory_total_bytes", GPU, 4),
     ("aggregator", "stoker_fleet_gpu_utilization_ratio", GPU, 4),
     ("aggregator", "stoker_node_ready", {"node"}, 1),
@@ -115,9 +131,10 @@ async def test_prometheus_scrapes_both_daemons(tmp_path: Path) -> None:
 
             async def is_up() -> bool:
                 up = await prometheus.query("up == 1") or []
-                return {series["job"]: series["instance"] for series in up} == targets
+                found = {series["job"]: series["instance"] for series in up}
+                return found == {**targets, "dcgm": targets["agent"]}
 
-            await until("both targets to be up", is_up)
+            await until("all targets to be up", is_up)
             for job, metric, labels, count in SERIES:
                 wanted = [labels | SCRAPE_LABELS] * count
                 look = partial(has_series, prometheus, job, metric, wanted)

@@ -3,7 +3,10 @@
 import asyncio
 import urllib.request
 from collections.abc import Mapping
+from typing import Any
 
+from prometheus_client.core import Metric
+from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
 FETCH_SECONDS_MAX = 20.0
@@ -38,6 +41,13 @@ def read_page(text: str) -> Page:
             labels = tuple(sorted(sample.labels.items()))
             page.setdefault(sample.name, {})[labels] = sample.value
     return page
+
+
+def read_openmetrics(text: str) -> list[Metric]:
+    """Return the families of a page in OpenMetrics; raises ValueError where it is malformed."""
+    module: Any = openmetrics  # which tells no types
+    families: list[Metric] = list(module.text_string_to_metric_families(text))
+    return families
 
 
 def total(page: Page, name: str) -> float:

@@ -74,6 +74,24 @@ def test_the_printed_defaults_are_the_defaults(tmp_path: Path) -> None:
             AgentConfig(metrics=MetricsConfig(listen="0.0.0.0:9410")),
             "metrics.listen: 0.0.0.0:9410 is beyond this machine",
         ),
+        (
+            AgentConfig(metrics=MetricsConfig(tls_cert=Path("/c"))),
+            "metrics.tls_cert: /c is of no use without metrics.tls_key",
+        ),
+        (
+            AgentConfig(metrics=MetricsConfig(listen="0.0.0.0:9410", tls_key=Path("/k"))),
+            "metrics.tls_key: /k is of no use without metrics.tls_cert",
+        ),
+        (
+            AgentConfig(metrics=MetricsConfig(tls_client_ca=Path("/a"))),
+            "metrics.tls_client_ca: /a is of no use without metrics.tls_cert",
+        ),
+        (
+            AgentConfig(
+                metrics=MetricsConfig(listen="0.0.0.0:9410", basic_auth_file=Path("/users"))
+            ),
+            "metrics.listen: 0.0.0.0:9410 is beyond this machine",
+        ),
         (AgentConfig(labels={"": "x"}), "labels: wanted a key of 1 to 63 bytes, found ''"),
         (AgentConfig(labels={"k" * 64: "x"}), "labels: wanted a key of 1 to 63 bytes"),
         (
@@ -103,6 +121,13 @@ def test_insecure_allows_other_machines() -> None:
     )
     settings = settle(config, {}, hostname="n")
     assert [str(each) for each in settings.aggregators] == ["head:7070", "[fe80::1]:7070"]
+
+
+def test_a_certificate_lets_the_pages_be_read_from_other_machines_and_nothing_else() -> None:
+    tls = MetricsConfig(listen="0.0.0.0:9410", tls_cert=Path("/c"), tls_key=Path("/k"))
+    assert settle(AgentConfig(metrics=tls), {}, hostname="n").metrics == tls
+    with pytest.raises(BadInput, match="aggregator: head:7070 is beyond this machine"):
+        settle(AgentConfig(aggregator=("head:7070",), metrics=tls), {}, hostname="n")
 
 
 def test_a_name_that_is_not_utf_8_is_refused() -> None:
