@@ -2,27 +2,22 @@
 
 import ctypes
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
 from tests.support.daemons import Stage, stoker
+from tests.support.nvml_library import LIBRARY, build_small
 from tests.support.up import stoker_up
 
 from stoker.core.errors import ExitCode
 
-SOURCE = Path(__file__).parent / "fake_nvml" / "nvml.c"
-LIBRARY = "libnvidia-ml.so.1"
 FOREIGN_MODEL = "Foreign Accelerator 24G"
 
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a conforming library that is made here."""
-    folder = tmp_path_factory.mktemp("nvml")
-    flags = ["-std=c99", "-shared", "-fPIC"]
-    subprocess.run(["cc", *flags, "-o", str(folder / LIBRARY), str(SOURCE)], check=True)
-    return folder
+    return build_small(tmp_path_factory.mktemp("nvml"))
 
 
 @pytest.fixture

@@ -1,8 +1,10 @@
 """The files of /proc about a process: reading them, and apart from that, parsing them."""
 
+import os
 from dataclasses import dataclass
 
 _READ_BYTES_MAX = 1 << 20
+_PART_BYTES = 1 << 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,11 +19,21 @@ class Stat:
 
 def read(path: str) -> bytes:
     """Return the file's beginning; empty when the process is gone or belongs to another user."""
+    # Most of these files are short. Room for the longest one would be mapped and unmapped for each
+    # of them, which takes three times as long as all the rest.
+    parts: list[bytes] = []
+    room = _READ_BYTES_MAX
     try:
-        with open(path, "rb", buffering=0) as file:
-            return file.read(_READ_BYTES_MAX)
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            while part := os.read(file, min(_PART_BYTES, room)):
+                parts.append(part)
+                room -= len(part)
+        finally:
+            os.close(file)
     except OSError:
         return b""
+    return b"".join(parts)
 
 
 def parse_stat(text: bytes) -> Stat:

@@ -39,6 +39,16 @@ class ClientsPlan:
     seed: int
 
 
+@dataclass(frozen=True, slots=True)
+class SamplingPlan:
+    """Sweeps over the GPUs of this machine, or over simulated ones."""
+
+    simulate: tuple[str, ...]  # "8xH100-80GB"; none: those of the library that is found
+    sweeps: int  # of each kind
+    interval_seconds: float  # from the beginning of one to the next, where it takes no longer
+    seed: int
+
+
 class Measure(msgspec.Struct, frozen=True, tag=True):
     """Report on what is due in this window."""
 
@@ -90,13 +100,70 @@ class ClientsReport(msgspec.Struct, frozen=True, tag=True):
     lag_micros: list[int]  # from when a request was due until it was begun
 
 
+class Found(msgspec.Struct, frozen=True, tag=True):
+    """So many GPUs can be read."""
+
+    gpus: int
+
+
+class Sweeping(msgspec.Struct, frozen=True, tag=True):
+    """So many sweeps of a kind are made."""
+
+    what: str
+    done: int
+    total: int
+
+
+class SweepsReport(msgspec.Struct, frozen=True):
+    """What the sweeps of one kind took together."""
+
+    sweeps: int
+    host_cpu_seconds: float  # of the driver host, user and system
+    agent_cpu_seconds: float  # of the process that asks it
+    wall_micros: list[int]  # of each: from the question until its answer was taken in
+    told: int  # values, or processes, that the last one told
+
+
+class SamplingReport(msgspec.Struct, frozen=True, tag=True):
+    """What sweeping took, and how large both processes are."""
+
+    driver_version: str | None
+    gpus: int
+    fast: SweepsReport  # the facts of every sampling tick
+    everything: SweepsReport  # these and the slow ones
+    processes: SweepsReport
+    series: int  # lines of the page for Prometheus
+    page_bytes: int
+    scrape_cpu_seconds: float  # to make that page once
+    frame_bytes: int  # of the last one, as protobuf
+    rss_bytes: int  # of the process that asks
+    host_rss_bytes: int
+    calls: dict[str, int] = {}  # of one sweep into the library, by its kind
+
+
 class Failed(msgspec.Struct, frozen=True, tag=True):
     """The child cannot go on."""
 
     reason: str
 
 
-Said = Listening | Connected | AgentsReport | ClientsReport | Failed
+class Lacking(msgspec.Struct, frozen=True, tag=True):
+    """This machine does not have what the child needs."""
+
+    reason: str
+
+
+Said = (
+    Listening
+    | Connected
+    | AgentsReport
+    | ClientsReport
+    | Found
+    | Sweeping
+    | SamplingReport
+    | Failed
+    | Lacking
+)
 
 
 def encode(message: Measure | Said) -> bytes:

@@ -14,6 +14,8 @@ from typing import assert_never
 from stoker.agent.actions import (
     ReadInventory,
     ReadProcesses,
+    ReleaseDriver,
+    ResumeDriver,
     SaveJournal,
     SendFrame,
     SendHello,
@@ -127,7 +129,7 @@ class LoadAgent:
     def sample(self, due: float) -> None:
         """Take the sample that was due at that time (monotonic), and now and then the processes."""
         now = self._clock.now()
-        self._handle(SampleTaken(now, self._gpus.samples(now)))
+        self._handle(SampleTaken(now, self._gpus.readings(now)))
         lag = self._clock.monotonic() - due
         if self.tally is not None and self.tally.covers(due):
             self.tally.lag_micros.append(to_micros(lag))
@@ -166,6 +168,8 @@ class LoadAgent:
                 case ReadInventory():
                     now = self._clock.now()
                     self._handle(InventoryRead(now, self._gpus.inventory(now)))
+                case ReleaseDriver() | ResumeDriver():
+                    raise AssertionError(f"nobody asks a load agent for {action}")
                 case _:
                     assert_never(action)
 

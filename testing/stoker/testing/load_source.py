@@ -3,14 +3,15 @@
 from random import Random
 from uuid import UUID
 
-from stoker.agent.readings import GpuIdentity, GpuSample, Inventory
+from stoker.agent.facts import Fact
+from stoker.agent.readings import GpuIdentity, GpuReading, Inventory
 from stoker.core.gpu_models import MODELS
 
 _MODEL = MODELS["H100-80GB"]
 
 
 class MovingGpus:
-    """The GPUs of one node; every call of `samples` moves them on."""
+    """The GPUs of one node; every call of `readings` moves them on."""
 
     def __init__(self, gpus: int, interval_seconds: float, rng: Random) -> None:
         self._rng = rng
@@ -45,11 +46,11 @@ class MovingGpus:
             ),
         )
 
-    def samples(self, at: float) -> tuple[GpuSample, ...]:
-        """Return a sample of every GPU."""
-        return tuple(self._sample(index, at) for index in range(len(self._uuids)))
+    def readings(self, at: float) -> tuple[GpuReading, ...]:
+        """Return a reading of every GPU."""
+        return tuple(self._read(index, at) for index in range(len(self._uuids)))
 
-    def _sample(self, index: int, at: float) -> GpuSample:
+    def _read(self, index: int, at: float) -> GpuReading:
         rng = self._rng
         # A walk that stays within bounds: every figure below follows it.
         busy = min(1.0, max(0.0, self._utilization[index] + rng.uniform(-0.1, 0.1)))
@@ -58,25 +59,21 @@ class MovingGpus:
         self._energy_joules[index] += power_watts * self._interval_seconds
         room_bytes = _MODEL.memory_total_bytes - _MODEL.memory_reserved_bytes
         used_bytes = int(busy * room_bytes)
-        return GpuSample(
-            uuid=self._uuids[index],
-            at=at,
-            memory_total_bytes=_MODEL.memory_total_bytes,
-            memory_used_bytes=used_bytes,
-            memory_reserved_bytes=_MODEL.memory_reserved_bytes,
-            memory_free_bytes=room_bytes - used_bytes,
-            utilization_ratio=busy,
-            memory_utilization_ratio=busy / 2,
-            temperature_celsius=float(
-                round(
-                    _between(_MODEL.temperature_idle_celsius, _MODEL.temperature_busy_celsius, busy)
-                )
-            ),
-            power_watts=power_watts,
-            energy_joules_total=self._energy_joules[index],
-            sm_clock_hertz=_MODEL.sm_clock_busy_hertz,
-            memory_clock_hertz=_MODEL.memory_clock_busy_hertz,
-        )
+        celsius = _between(_MODEL.temperature_idle_celsius, _MODEL.temperature_busy_celsius, busy)
+        facts = {
+            Fact.MEMORY_TOTAL_BYTES: float(_MODEL.memory_total_bytes),
+            Fact.MEMORY_USED_BYTES: float(used_bytes),
+            Fact.MEMORY_RESERVED_BYTES: float(_MODEL.memory_reserved_bytes),
+            Fact.MEMORY_FREE_BYTES: float(room_bytes - used_bytes),
+            Fact.UTILIZATION_RATIO: busy,
+            Fact.MEMORY_UTILIZATION_RATIO: busy / 2,
+            Fact.TEMPERATURE_CELSIUS: float(round(celsius)),
+            Fact.POWER_WATTS: power_watts,
+            Fact.ENERGY_JOULES: self._energy_joules[index],
+            Fact.SM_CLOCK_HERTZ: _MODEL.sm_clock_busy_hertz,
+            Fact.MEMORY_CLOCK_HERTZ: _MODEL.memory_clock_busy_hertz,
+        }
+        return GpuReading(uuid=self._uuids[index], at=at, facts=facts)
 
 
 def _between(low: float, high: float, ratio: float) -> float:

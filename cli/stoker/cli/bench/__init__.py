@@ -1,4 +1,4 @@
-"""`stoker bench`: measures the real daemons under the load of a fleet, all on this machine."""
+"""`stoker bench`: measures the real daemons, all on this machine."""
 
 import asyncio
 import contextlib
@@ -18,6 +18,7 @@ from stoker.core.gpu_models import GPUS_PER_NODE_MAX
 
 if TYPE_CHECKING:
     from stoker.cli.bench.figures import AllocateReport, IngestReport
+    from stoker.cli.bench.sampling import SamplingFigures
 
 T = TypeVar("T")
 
@@ -28,14 +29,16 @@ NODES_MAX = 20_000
 HZ_MAX = 100.0
 SECONDS_MAX = 3600.0
 RATE_MAX = 100_000.0
+SWEEPS_MAX = 1_000_000
+SWEEP_INTERVAL_SECONDS_MAX = 60.0
 
 
 @click.group()
 def bench() -> None:
-    """Measure the real daemons under the load of a fleet, all on this machine.
+    """Measure the real daemons, all on this machine.
 
-    Agents, each with a TCP connection of its own, run in processes apart from the aggregator's,
-    so that what it uses is told apart from what they use. Progress goes to standard error.
+    What is measured runs in processes apart from what loads it, so that what it uses is told apart
+    from what they use. Progress goes to standard error.
     """
     lacking = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if lacking:
@@ -127,6 +130,55 @@ def allocate(
     _print(report, settings)
 
 
+@bench.command()
+@json_option
+@click.option(
+    "--simulate",
+    multiple=True,
+    metavar="COUNTxMODEL",
+    help="Simulated GPUs in place of the library's, such as 8xH100-80GB; repeatable.",
+)
+@click.option("--gpus", type=int, help="How many GPUs there must be; else nothing is reported.")
+@click.option("--sweeps", default=100, show_default=True, help="Of each kind.")
+@click.option(
+    "--interval",
+    default=0.25,
+    show_default=True,
+    help="Seconds between two sweeps; 0: back to back, where a driver has little that is new.",
+)
+@click.option("--seed", default=1, show_default=True, help="Of the simulated GPUs.")
+@click.pass_obj
+def sampling(
+    settings: Settings,
+    simulate: tuple[str, ...],
+    gpus: int | None,
+    sweeps: int,
+    interval: float,
+    seed: int,
+) -> None:
+    """What it costs the agent and its driver host to read the GPUs of a node.
+
+    Sweeps the GPUs of the library that the dynamic loader finds (LD_LIBRARY_PATH), or simulated
+    ones, through a real driver host: the facts of every sampling tick; these and the slow ones;
+    the processes.
+    """
+    from stoker.cli.bench.progress import Progress
+    from stoker.cli.bench.sampling import SamplingOptions, measure_sampling
+    from stoker.core.gpu_models import parse_simulate_spec
+
+    for spec in simulate:
+        parse_simulate_spec(spec)
+    if gpus is not None:
+        _check("--gpus", gpus, GPUS_PER_NODE_MAX, minimum=1)
+    _check("--sweeps", sweeps, SWEEPS_MAX, minimum=1)
+    _check("--interval", interval, SWEEP_INTERVAL_SECONDS_MAX, minimum=0)
+    options = SamplingOptions(simulate, gpus, sweeps, interval, seed)
+    progress = Progress()
+    with _folder(None) as folder, progress.shown():
+        report = _run(measure_sampling(options, folder, progress))
+    _print(report, settings)
+
+
 def _check_common(nodes: int, gpus: int, hz: float, seconds: float) -> None:
     """Raise BadInput for what makes no sense, or is more than this machine allows."""
     from stoker.cli.bench.machine import allow_connections
@@ -166,7 +218,7 @@ def _run(measuring: Coroutine[Any, Any, T]) -> T:
         sys.exit(128 + signal.SIGTERM)
 
 
-def _print(report: "IngestReport | AllocateReport", settings: Settings) -> None:
+def _print(report: "IngestReport | AllocateReport | SamplingFigures", settings: Settings) -> None:
     import msgspec
 
     from stoker.cli.bench.table import report_lines

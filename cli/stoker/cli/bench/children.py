@@ -16,8 +16,8 @@ from typing import Self
 
 import psutil
 
-from stoker.core.errors import StokerError
-from stoker.testing.load import Failed, Measure, Said, decode_said, encode
+from stoker.core.errors import Missing, StokerError
+from stoker.testing.load import Failed, Lacking, Measure, Said, decode_said, encode
 
 # A report has a figure for every frame of its window.
 LINE_BYTES_MAX = 256 * 2**20
@@ -65,7 +65,9 @@ class Child:
         self._process.stdin.write(encode(message))
 
     async def hear(self) -> Said:
-        """Return its next message; raises ChildFailed when it fails or ends instead."""
+        """Return its next message; raises ChildFailed when it fails or ends, Missing where it lacks
+        something.
+        """
         assert self._process.stdout is not None
         line = await self._process.stdout.readline()
         if not line:
@@ -74,6 +76,8 @@ class Child:
         said = decode_said(line)
         if isinstance(said, Failed):
             raise ChildFailed(f"{self.name}: {said.reason}")
+        if isinstance(said, Lacking):
+            raise Missing(said.reason)
         return said
 
     def check(self) -> None:

@@ -25,6 +25,11 @@ class Progress:
         )  # fmt: skip
         self._task = self._bar.add_task("starting")
 
+    @property
+    def is_live(self) -> bool:
+        """Whether somebody watches a terminal, so that small steps are worth telling."""
+        return self._is_live
+
     @contextmanager
     def shown(self) -> Generator[None]:
         """Show it meanwhile."""

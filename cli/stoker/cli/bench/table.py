@@ -2,23 +2,33 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import msgspec
 
 from stoker.cli.bench.figures import AllocateReport, IngestReport
+from stoker.cli.bench.sampling import SamplingFigures
 from stoker.core.units import format_bytes
 
 
-def report_lines(report: IngestReport | AllocateReport) -> Iterator[str]:
+def report_lines(report: IngestReport | AllocateReport | SamplingFigures) -> Iterator[str]:
     """Yield the lines."""
-    found: dict[str, Any] = msgspec.to_builtins(report)
-    machine: dict[str, Any] = found.pop("machine")
-    rows = [(name, _readable(name, value)) for name, value in found.items()]
-    rows += [(f"machine {name}", _readable(name, value)) for name, value in machine.items()]
+    rows = list(_rows(report))
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
-        yield f"{name.replace('_', ' '):<{width}}  {value}"
+        yield f"{name:<{width}}  {value}"
+
+
+def _rows(report: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield name and figure; a part of the report lends its name to its own figures."""
+    for field in fields(report):
+        value = getattr(report, field.name)
+        name = f"{prefix}{field.name.replace('_', ' ')}"
+        if is_dataclass(value):
+            yield from _rows(value, f"{name} ")
+        else:
+            yield name, _readable(field.name, msgspec.to_builtins(value))
 
 
 def _readable(name: str, value: Any) -> str:
@@ -32,7 +42,7 @@ def _readable(name: str, value: Any) -> str:
             return json.dumps(value) if value else "-"
         case int() if name.endswith("_bytes"):
             return format_bytes(value)
-        case float() if name.endswith("_seconds_per_frame"):
+        case float() if name.endswith(("_seconds_per_frame", "_seconds_per_sweep")):
             return f"{value * 1e6:.0f} us"
         case float() if name.endswith("_seconds"):
             return f"{value * 1e3:.2f} ms"
