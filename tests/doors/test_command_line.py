@@ -68,6 +68,35 @@ ROWS = {
     "nobody there": Row(
         ["--address", f"127.0.0.1:{free_port()}", "status"], ExitCode.UNREACHABLE, ["127.0.0.1:"]
     ),
+    "agent that is not there": Row(
+        ["agent", "status", "--socket", "/nowhere/agent.sock"],
+        ExitCode.UNREACHABLE,
+        ["/nowhere/agent.sock: not there"],
+    ),
+    "agent that is not there, by a variable": Row(
+        ["agent", "release"],
+        ExitCode.UNREACHABLE,
+        ["/nowhere/agent.sock: not there"],
+        {"STOKER_AGENT_SOCKET": "/nowhere/agent.sock"},
+    ),
+    "socket that is a folder": Row(
+        ["agent", "status", "--socket", "/"], USAGE, ["--socket", "directory"]
+    ),
+    "socket with a path too long": Row(
+        ["agent", "status", "--socket", f"/{'s' * 107}"], USAGE, ["108 bytes", "107"]
+    ),
+    "release for no time": Row(["agent", "release", "--for", "0s"], USAGE, ["--for", "0s"]),
+    "release for less than no time": Row(
+        ["agent", "release", "--for=-5m"], USAGE, ["--for", "-5m"]
+    ),
+    "release for a word": Row(["agent", "release", "--for", "lunch"], USAGE, ["--for", "lunch"]),
+    "release for an age": Row(["agent", "release", "--for", "520000w"], USAGE, ["--for", "years"]),
+    "profiler's pause for a word": Row(
+        ["agent", "profiling", "pause", "--for", "lunch"], USAGE, ["--for", "lunch"]
+    ),
+    "agent of another machine": Row(
+        ["--address", "10.0.0.1:7070", "agent", "release"], USAGE, ["--address", "--socket"]
+    ),
     "GPUs to simulate that are none": Row(["up", "--simulate", "8xT5000"], USAGE, ["T5000"]),
     "more nodes than can be": Row(["up", "--nodes", "0"], USAGE, ["nodes", "0"]),
 }

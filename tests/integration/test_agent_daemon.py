@@ -285,7 +285,7 @@ async def test_the_service_manager_is_told(
                 except BlockingIOError:
                     return any(word in message.splitlines() for message in told)
 
-        connected = "STATUS=2 GPUs, 0 allocations held, aggregator connected"
+        connected = "STATUS=2 GPUs read; 0 allocations held; aggregator connected"
         await until("the status", lambda: hear(connected))
         assert told[0].startswith("READY=1\nWATCHDOG=1\n")
         assert all("READY=1" not in message for message in told[1:])

@@ -6,6 +6,8 @@ from stoker.agent.actions import (
     Action,
     ReadInventory,
     ReadProcesses,
+    ReleaseDriver,
+    ResumeDriver,
     SaveJournal,
     SendFrame,
     SendHello,
@@ -22,10 +24,13 @@ from stoker.agent.events import (
     LinkUp,
     ProcessesTaken,
     ProcessReadingBegun,
+    ReleaseAsked,
+    ResumeAsked,
     SampleTaken,
     Started,
     Welcomed,
 )
+from stoker.agent.facts import Fact
 from stoker.agent.model import (
     DriverState,
     DriverStatus,
@@ -35,9 +40,10 @@ from stoker.agent.model import (
     Hello,
     Hold,
     NodeIdentity,
+    NodeView,
     ProcessSeen,
 )
-from stoker.agent.readings import GpuIdentity, GpuSample, Inventory
+from stoker.agent.readings import GpuIdentity, GpuReading, Inventory
 from stoker.agent.records import (
     Record,
 )
@@ -66,8 +72,9 @@ def inventory(*indices: int) -> Inventory:
     )
 
 
-def sample(index: int, at: float) -> GpuSample:
-    return GpuSample(uuid=f"GPU-{index}", at=at, memory_used_bytes=GIB, power_watts=20.0)
+def reading(index: int, at: float) -> GpuReading:
+    facts = {Fact.MEMORY_USED_BYTES: float(GIB), Fact.POWER_WATTS: 20.0}
+    return GpuReading(uuid=f"GPU-{index}", at=at, facts=facts)
 
 
 def allocation(
@@ -86,12 +93,14 @@ def allocation(
 class Node:
     """A state with a clock, a disk that answers at once unless told otherwise, and a wire."""
 
-    def __init__(self, records: Iterable[Record] = (), process_id: str = "first") -> None:
+    def __init__(
+        self, records: Iterable[Record] = (), process_id: str = "first", now: float = 1000.0
+    ) -> None:
         self.disk: list[Record] = list(records)
         self.disk_works = True
         self.disk_answers = True
         self.unanswered: list[SaveJournal] = []
-        self.now = 1000.0
+        self.now = now
         self.commands = 0
         self.state = NodeState.restore(
             tuple(self.disk),
@@ -99,7 +108,7 @@ class Node:
         )
         self.frames: list[Frame] = []
         self.hellos: list[Hello] = []
-        self.happen(Started(self.now))
+        self.asked_at_start = self.happen(Started(self.now))
 
     def happen(self, event: Event) -> list[Action]:
         """Tell the state; return what it asked for beside saves that were done at once."""
@@ -122,7 +131,7 @@ class Node:
                     asked.append(action)
                 case SendHello(hello):
                     self.hellos.append(hello)
-                case ReadProcesses() | ReadInventory():
+                case ReadProcesses() | ReadInventory() | ReleaseDriver() | ResumeDriver():
                     asked.append(action)
         return asked
 
@@ -164,8 +173,8 @@ class Node:
 
     def tick(self, *gpus: int) -> list[Action]:
         self.now += 1.0
-        samples = tuple(sample(index, self.now) for index in gpus or (0, 1))
-        return self.happen(SampleTaken(self.now, samples))
+        readings = tuple(reading(index, self.now) for index in gpus or (0, 1))
+        return self.happen(SampleTaken(self.now, readings))
 
     def ack(self) -> None:
         self.happen(FrameAcked(self.now, self.frames[-1].sequence))
@@ -178,11 +187,22 @@ class Node:
         self.commands += 1
         return self.happen(CommandReceived(self.now, self.commands, Drop(id_, "released")))
 
+    def release(self, seconds: float | None = None, by: str = "root") -> list[Action]:
+        until = None if seconds is None else self.now + seconds
+        return self.happen(ReleaseAsked(self.now, until, by))
+
+    def resume(self) -> list[Action]:
+        return self.happen(ResumeAsked(self.now, "root"))
+
     def read_processes(
         self, *seen: ProcessSeen, unread: tuple[str, ...] = (), unnamed: bool = False
     ) -> list[Action]:
         self.happen(ProcessReadingBegun(self.now))
         return self.happen(ProcessesTaken(self.now, self.now, seen, unread, unnamed))
+
+    @property
+    def view(self) -> NodeView:
+        return self.state.view()
 
     @property
     def held(self) -> set[str]:

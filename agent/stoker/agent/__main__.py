@@ -1,15 +1,24 @@
 """The command `stoker-agent`: reads its options, puts the agent together, and runs it."""
 
+import os
+from importlib.metadata import version
+
+# Read by gRPC when it is loaded, so it stands before what loads it. The newer of its two ways to
+# wait for sockets costs an agent an eighth of its CPU more (docs/benchmarks.md). Measured with
+# 1.85; later ones do as they do.
+if version("grpcio").startswith("1.85."):
+    os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_client")
+
 import argparse
 import asyncio
+import contextlib
 import json
 import logging
-import os
+import pwd
 import signal
 import sys
 import uuid
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from random import Random
 
@@ -17,10 +26,12 @@ import uvloop
 
 from stoker.agent.config import ENVIRONMENT_PREFIX, AgentConfig, Settings, load
 from stoker.agent.daemon import Agent
-from stoker.agent.driver_frames import DriverSource, RealDriver, SimulatedDriver
+from stoker.agent.driver_frames import DcgmEngine, DriverSource, RealDriver, SimulatedDriver
 from stoker.agent.driver_link import DriverHost
+from stoker.agent.driver_states import Patience
 from stoker.agent.exporter import MetricsServer
 from stoker.agent.journal import Journal
+from stoker.agent.local import LocalDoor
 from stoker.agent.model import NodeIdentity
 from stoker.agent.proctable import ProcTable
 from stoker.core.clock import SystemClock
@@ -29,7 +40,7 @@ from stoker.core.daemons import DaemonParser, flags_of, set_up_logging
 from stoker.core.errors import ExitCode, StokerError, StoreError
 from stoker.core.sdnotify import Notifier
 
-# Where a running agent says how to reach it: {"pid", "node", "metrics"}.
+# Where a running agent says how to reach it: {"pid", "node", "metrics", "socket"}.
 RUNNING_NAME = "agent.json"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -53,14 +64,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 async def _run(settings: Settings) -> None:
-    journal = Journal.open(settings.data_dir)
-    try:
+    with contextlib.ExitStack() as opened:
+        journal = Journal.open(settings.data_dir)
+        opened.callback(journal.close)
+        door = LocalDoor.open(settings.socket)
+        opened.callback(door.close)
         clock = SystemClock()
+        patience = Patience(call_seconds=settings.call_timeout_seconds)
         agent = Agent(
             settings,
             _identity(settings),
             journal=journal,
-            host=DriverHost(_source(settings), clock=clock),
+            host=DriverHost(_source(settings), patience=patience, clock=clock),
+            door=door,
+            user=_user_name(),
             proctable=ProcTable(),
             notifier=Notifier(),
             clock=clock,
@@ -68,7 +85,7 @@ async def _run(settings: Settings) -> None:
         )
         for signum in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(signum, agent.stop)
-        server = MetricsServer(settings.metrics_listen, agent.snapshot)
+        server = MetricsServer(settings.metrics_listen, agent.snapshot, settings.metrics)
         running = settings.data_dir / RUNNING_NAME
         try:
             _announce(running, settings, server)
@@ -76,9 +93,15 @@ async def _run(settings: Settings) -> None:
         finally:
             running.unlink(missing_ok=True)
             await asyncio.to_thread(server.close)
-    finally:
-        journal.close()
     _log.info("stopped")
+
+
+def _user_name() -> str:
+    uid = os.geteuid()
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:  # such as in a container that is run as a bare number
+        return str(uid)
 
 
 def _identity(settings: Settings) -> NodeIdentity:
@@ -95,14 +118,21 @@ def _identity(settings: Settings) -> NodeIdentity:
 
 
 def _source(settings: Settings) -> DriverSource:
+    engine, interval = settings.dcgm, settings.interval_seconds
+    dcgm = DcgmEngine(engine.address, engine.bindings, interval) if engine.address else None
     if not settings.simulate:
-        return RealDriver()
+        return RealDriver(dcgm=dcgm)
     scenario = None if settings.scenario is None else str(settings.scenario)
-    return SimulatedDriver(settings.simulate, settings.node, settings.seed, scenario)
+    return SimulatedDriver(settings.simulate, settings.node, settings.seed, scenario, dcgm=dcgm)
 
 
 def _announce(path: Path, settings: Settings, server: MetricsServer) -> None:
-    facts = {"pid": os.getpid(), "node": settings.node, "metrics": str(server.address)}
+    facts = {
+        "pid": os.getpid(),
+        "node": settings.node,
+        "metrics": str(server.address),
+        "socket": str(settings.socket),
+    }
     fresh = path.with_suffix(".new")
     try:
         fresh.write_text(json.dumps(facts) + "\n", encoding="utf-8")
@@ -129,6 +159,19 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         metavar="DURATION",
         help="between two readings of processes",
     )
+    add(
+        "--slow-interval",
+        dest="slow_interval_seconds",
+        metavar="DURATION",
+        help="between two readings of what changes slowly or costs much",
+    )
+    add(
+        "--call-timeout",
+        dest="call_timeout_seconds",
+        metavar="DURATION",
+        help="after which a call into the driver counts as hung",
+    )
+    add("--socket", metavar="FILE", help="where `stoker agent` commands are answered")
     add("--simulate", action="append", metavar="COUNTxMODEL", help="repeatable; such as 2xT4")
     add("--seed", metavar="NUMBER", help="which simulated node, of many that look alike")
     add("--scenario", metavar="FILE", help="what happens on the simulated GPUs (JSON)")

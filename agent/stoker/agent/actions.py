@@ -41,4 +41,22 @@ class ReadInventory:
     """Ask the driver which GPUs there are: it sampled one that is not known."""
 
 
-Action = SendHello | SendFrame | SaveJournal | ReadProcesses | ReadInventory
+@dataclass(frozen=True, slots=True)
+class ReleaseDriver:
+    """Let go of the driver, and do not open it before `ResumeDriver`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeDriver:
+    """Take the driver again."""
+
+
+Action = (
+    SendHello
+    | SendFrame
+    | SaveJournal
+    | ReadProcesses
+    | ReadInventory
+    | ReleaseDriver
+    | ResumeDriver
+)

@@ -1,75 +1,55 @@
 """The running agent: loops that wait, tell the state what happened, and do what it asks for.
 
-Every task lives in one group. Sampling and reading processes ask the driver host; the journal has a
-thread; looking into /proc has another for each reading, because a process that hangs in the kernel
-can hold up whoever looks at it. The link dials the aggregator.
+Every task lives in one group. `sampler` and `tenants` ask the driver host; the journal has a
+thread; the link dials the aggregator; `desk` answers the people of this machine.
 
 Stopping begins with the driver host, so that the devices are free when the agent is gone.
 """
 
 import asyncio
 import concurrent.futures
-import contextlib
 import logging
-import math
-import threading
-from collections.abc import Callable, Sequence
 from random import Random
-from typing import TypeVar, assert_never
+from typing import assert_never
 
-from stoker.agent import sampling
 from stoker.agent.actions import (
     Action,
     ReadInventory,
     ReadProcesses,
+    ReleaseDriver,
+    ResumeDriver,
     SaveJournal,
     SendFrame,
     SendHello,
 )
 from stoker.agent.config import Settings
-from stoker.agent.driver import DriverError, DriverTimeout
-from stoker.agent.driver_link import (
-    DriverHost,
-    Failed,
-    HostState,
-    Released,
-    Running,
-    Starting,
-    Stopping,
-    Unreaped,
-)
+from stoker.agent.desk import LocalDesk
+from stoker.agent.driver import DriverError, HostUnavailable
+from stoker.agent.driver_link import DriverHost
+from stoker.agent.driver_states import Unreaped
 from stoker.agent.events import (
     CommandReceived,
     DriverChanged,
     Event,
-    InventoryRead,
     JournalFailed,
     JournalSaved,
-    ProcessesTaken,
-    ProcessReadingBegun,
-    ProcessReadingFailed,
-    SampleTaken,
-    SamplingFailed,
+    ReleaseAsked,
+    ResumeAsked,
     Started,
 )
-from stoker.agent.exporter import Durations, Snapshot
 from stoker.agent.journal import Journal
 from stoker.agent.link import Link
-from stoker.agent.model import DriverState, DriverStatus, Drop, Hold, NodeIdentity, ProcessSeen
-from stoker.agent.proctable import ProcessFacts, ProcTable
-from stoker.agent.readings import GpuReading, Inventory, ProcessReading
+from stoker.agent.local import LocalDoor
+from stoker.agent.metrics_snapshot import Snapshot
+from stoker.agent.model import DriverState, Drop, Hold, NodeIdentity
+from stoker.agent.proctable import ProcTable
+from stoker.agent.sampler import Sampler, host_pid
 from stoker.agent.state import NodeState
+from stoker.agent.telemetry import Telemetry
+from stoker.agent.tenants import TenantReader
 from stoker.core.clock import Clock
-from stoker.core.errors import ExitCode, Missing, StoreError
+from stoker.core.errors import ExitCode, Missing, StokerError, StoreError
 from stoker.core.sdnotify import Notifier
-
-# How long the link waits at the start for the driver's first word: a library that is missing is
-# found out at once, and then no aggregator need hear of this node.
-FIRST_WORD_SECONDS = 3.0
-# How long looking up the processes on the GPUs may take.
-LOOK_UP_SECONDS = 5.0
-
-T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
@@ -84,22 +64,44 @@ class Agent:
         *,
         journal: Journal,
         host: DriverHost,
+        door: LocalDoor,
+        user: str,
         proctable: ProcTable,
         notifier: Notifier,
         clock: Clock,
         rng: Random,
     ) -> None:
-        """Take the parts, opened but not started."""
+        """Take the parts, opened but not started, and the name of the user who runs this."""
         self._settings = settings
         self._clock = clock
         self._host = host
         self._journal = journal
-        self._proctable = proctable
+        self._door = door
         self._notifier = notifier
-        self._state = NodeState.restore(journal.records, identity)
+        telemetry = Telemetry(
+            slow_seconds=settings.slow_interval_seconds,
+            window_seconds=settings.metrics.window_seconds,
+        )
+        self._state = NodeState.restore(journal.records, identity, telemetry)
         self._view = self._state.view()
-        self._link = Link(
-            [str(each) for each in settings.aggregators], self.happen, clock=clock, rng=rng
+        aggregators = [str(each) for each in settings.aggregators]
+        self._link = Link(aggregators, self.happen, clock=clock, rng=rng)
+        self._sampler = Sampler(
+            host,
+            interval_seconds=settings.interval_seconds,
+            slow_interval_seconds=settings.slow_interval_seconds,
+            view=lambda: self._view,
+            happen=self.happen,
+            tell=self._tell,
+            clock=clock,
+        )
+        self._tenants = TenantReader(
+            host,
+            proctable,
+            settings.processes_interval_seconds,
+            view=lambda: self._view,
+            happen=self.happen,
+            clock=clock,
         )
         # What the state may want at once is bounded by what it may hold (`holding.HELD_MAX`).
         self._saves: asyncio.Queue[SaveJournal] = asyncio.Queue()
@@ -107,13 +109,19 @@ class Agent:
             1, thread_name_prefix="journal"
         )
         self._stopping = asyncio.Event()
-        self._processes_wanted = asyncio.Event()
-        self._inventory_wanted = False
-        self._inventory: Inventory | None = None
-        self._readings: dict[str, GpuReading] = {}
-        self._driver_error: DriverError | None = None
-        self._durations = Durations()
-        self._looking: asyncio.Future[tuple[ProcessSeen, ...]] | None = None
+        self._tasks = asyncio.TaskGroup()
+        self._releasing: asyncio.Task[DriverError | None] | None = None
+        self._desk = LocalDesk(
+            host,
+            self._sampler,
+            aggregators=aggregators,
+            user=user,
+            view=lambda: self._view,
+            happen=self.happen,
+            let_go=self._let_go,
+            saved=self._saves.join,
+            clock=clock,
+        )
 
     def stop(self) -> None:
         """Have `run` return soon."""
@@ -121,12 +129,17 @@ class Agent:
 
     def snapshot(self) -> Snapshot:
         """Return what the exporter shows; from any thread."""
+        state, now = self._host.state, self._clock.monotonic()
+        held_since = state.since if isinstance(state, Unreaped) else None
         return Snapshot(
             view=self._view,
-            monotonic_seconds=self._clock.monotonic(),
+            monotonic_seconds=now,
             host=self._host.counters,
-            sample_durations=self._durations,
+            sample_durations=self._sampler.durations,
             processes_interval_seconds=self._settings.processes_interval_seconds,
+            collectors={**self._sampler.statuses, "processes": self._tenants.status},
+            host_pid=host_pid(state),
+            host_unreaped_since=held_since and now - (self._clock.now() - held_since),
         )
 
     def happen(self, event: Event) -> None:
@@ -143,59 +156,62 @@ class Agent:
         Raises StoreError when the journal cannot be written at the start, and Missing when there
         is no driver.
         """
-        await self._begin()
-        missing: Missing | None = None
-        async with asyncio.TaskGroup() as tasks:
-            driver = tasks.create_task(self._host.run(), name="driver host")
+        failure: StokerError | None = None
+        async with self._tasks as tasks:
+            driver: asyncio.Task[None] | None = None
             loops: list[asyncio.Task[None]] = []
             try:
-                missing = await self._await_driver()
-                if missing is None:
+                await self._begin()
+                driver = tasks.create_task(self._host.run(), name="driver host")
+                loops += [
+                    tasks.create_task(self._save_forever(), name="journal"),
+                    tasks.create_task(
+                        self._door.serve(self._desk.answer, clock=self._clock), name="local door"
+                    ),
+                ]
+                failure = await self._await_driver()
+                if failure is None:
                     loops += [
-                        tasks.create_task(self._sample_forever(), name="sampling"),
-                        tasks.create_task(self._read_processes_forever(), name="processes"),
-                        tasks.create_task(self._save_forever(), name="journal"),
+                        tasks.create_task(self._sampler.run(), name="sampling"),
+                        tasks.create_task(self._tenants.run(), name="processes"),
                         tasks.create_task(self._link.run(), name="link"),
                     ]
                     await self._stopping.wait()
+            except StoreError as error:
+                failure = error
             finally:
                 self._tell(STOPPING="1")
-                driver.cancel()
-                await asyncio.wait([driver])
-                for each in loops:
-                    each.cancel()
+                if driver is not None:
+                    driver.cancel()
+                    await asyncio.wait([driver])
+                for each in (*loops, self._releasing):
+                    if each is not None:
+                        each.cancel()
         self._journal_thread.shutdown()
-        if missing is not None:
-            raise missing
+        if failure is not None:
+            raise failure
 
     async def _begin(self) -> None:
         """Have the first record on disk before anything is said to anybody."""
         self.happen(Started(self._clock.now()))
         await self._save([self._saves.get_nowait()])
+        self._saves.task_done()
 
     async def _await_driver(self) -> Missing | None:
         """Return what this machine lacks, once the driver has said so; None to go on."""
-        ready = asyncio.create_task(self._host.ready())
+        if self._view.release is not None:
+            self._sampler.note_driver()
+            return None
+        first_word = asyncio.create_task(self._sampler.first_word())
         stopping = asyncio.create_task(self._stopping.wait())
         try:
-            await asyncio.wait(
-                [ready, stopping],
-                timeout=FIRST_WORD_SECONDS,
-                return_when=asyncio.FIRST_COMPLETED,
-            )
-            if ready.done():
-                _log.info("the driver answers: %d GPUs", len(ready.result().gpus))
-                self._learn(ready.result())  # so that the first hello tells it
-            elif not stopping.done():
-                _log.warning("the driver has not answered within %g s", FIRST_WORD_SECONDS)
-        except DriverError as error:
-            if error.exit_code is ExitCode.MISSING:
-                return Missing(str(error))
-            _log.warning("the driver cannot be read: %s", error)
+            await asyncio.wait([first_word, stopping], return_when=asyncio.FIRST_COMPLETED)
+            error = first_word.result() if first_word.done() else None
         finally:
-            ready.cancel()
+            first_word.cancel()
             stopping.cancel()
-        return None
+        is_missing = error is not None and error.exit_code is ExitCode.MISSING
+        return Missing(str(error)) if is_missing else None
 
     def _do(self, action: Action) -> None:
         match action:
@@ -206,11 +222,36 @@ class Agent:
             case SaveJournal():
                 self._saves.put_nowait(action)
             case ReadProcesses():
-                self._processes_wanted.set()
+                self._tenants.want()
             case ReadInventory():
-                self._inventory_wanted = True
+                self._sampler.want_inventory()
+            case ReleaseDriver():
+                # Its first step marks the host as not wanted: at the start, before that one runs.
+                self._releasing = self._tasks.create_task(self._release(), name="release")
+            case ResumeDriver():
+                self._host.resume()
             case _:
                 assert_never(action)
+
+    # --- the driver
+
+    async def _release(self) -> DriverError | None:
+        """Release the driver; the error as a value, for whoever asked and may be gone meanwhile."""
+        if self._view.release is None:  # resumed before this task had its first turn
+            return HostUnavailable("it was resumed before it had let go")
+        try:
+            await self._host.release()
+        except DriverError as error:
+            _log.warning("the driver is not released yet: %s", error)
+            return error
+        finally:
+            self._sampler.note_driver()
+        return None
+
+    async def _let_go(self) -> DriverError | None:
+        """Wait until the driver is released; return why it is not."""
+        assert self._releasing is not None, "nobody asked for it"
+        return await asyncio.shield(self._releasing)
 
     # --- the journal
 
@@ -226,6 +267,8 @@ class Agent:
                 now = self._clock.now()
                 for each in saves:
                     self.happen(JournalFailed(now, each.ticket, str(error)))
+            for _ in saves:
+                self._saves.task_done()
 
     async def _save(self, saves: list[SaveJournal]) -> None:
         batches = [each.records for each in saves]
@@ -235,117 +278,7 @@ class Agent:
         for each in saves:
             self.happen(JournalSaved(now, each.ticket))
 
-    # --- sampling
-
-    async def _sample_forever(self) -> None:
-        due = self._clock.monotonic()
-        while True:
-            await self._sample()
-            due = next_tick(due, self._clock.monotonic(), self._settings.interval_seconds)
-            await self._clock.sleep(due - self._clock.monotonic())
-
-    async def _sample(self) -> None:
-        began = self._clock.monotonic()
-        try:
-            readings = await self._host.sample()
-            await self._note_inventory()
-        except DriverError as error:
-            self._fail(error)
-            return
-        self._durations = self._durations.with_one(self._clock.monotonic() - began)
-        self._driver_error = None
-        self._note_driver()
-        samples = tuple(sampling.sample(self._readings.get(each.uuid), each) for each in readings)
-        self._readings = {each.uuid: each for each in readings}
-        before = self._view.samples_total
-        self.happen(SampleTaken(self._clock.now(), samples))
-        if self._view.samples_total > before:
-            self._tell_well(is_first=before == 0)
-
-    def _fail(self, error: DriverError) -> None:
-        last, self._driver_error = self._driver_error, error
-        if last is None or last.kind != error.kind:
-            _log.warning("sampling failed: %s", error)
-        self._note_driver()
-        self.happen(SamplingFailed(self._clock.now(), error.kind, str(error)))
-
-    async def _note_inventory(self) -> None:
-        """Tell the state which GPUs there are, when the driver host has learnt it anew."""
-        if self._inventory_wanted:
-            self._inventory_wanted = False
-            inventory = await self._host.inventory()
-        elif isinstance(self._host.state, Running):
-            inventory = await self._host.ready()
-        else:
-            return
-        self._learn(inventory)
-
-    def _learn(self, inventory: Inventory) -> None:
-        if inventory is not self._inventory:
-            self._inventory = inventory
-            for fault in inventory.missing:
-                _log.warning("GPU %d cannot be read: %s", fault.index, fault.message)
-            self.happen(InventoryRead(self._clock.now(), inventory))
-
-    def _note_driver(self) -> None:
-        restarts = self._host.counters.restarts_total
-        status = describe_driver(self._host.state, self._driver_error, restarts)
-        if status != self._view.driver:
-            self.happen(DriverChanged(self._clock.now(), status))
-
-    # --- processes
-
-    async def _read_processes_forever(self) -> None:
-        while True:
-            self._processes_wanted.clear()
-            await self._read_processes()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._settings.processes_interval_seconds):
-                    await self._processes_wanted.wait()
-
-    async def _read_processes(self) -> None:
-        self.happen(ProcessReadingBegun(self._clock.now()))
-        try:
-            reading = await self._host.processes()
-            async with asyncio.timeout(LOOK_UP_SECONDS):
-                seen = await self._look_up(reading.processes)
-        except DriverError as error:
-            self.happen(ProcessReadingFailed(self._clock.now(), str(error)))
-        except TimeoutError:
-            reason = f"/proc has not told about the processes within {LOOK_UP_SECONDS:g} s"
-            _log.warning("%s", reason)
-            self.happen(ProcessReadingFailed(self._clock.now(), reason))
-        else:
-            faults = reading.failed_gpus
-            self.happen(
-                ProcessesTaken(
-                    at=self._clock.now(),
-                    started_at=reading.started_at,
-                    processes=seen,
-                    unread_gpu_uuids=tuple(each.uuid for each in faults if each.uuid is not None),
-                    has_unnamed_unread=any(each.uuid is None for each in faults),
-                )
-            )
-
-    async def _look_up(self, processes: Sequence[ProcessReading]) -> tuple[ProcessSeen, ...]:
-        """Ask /proc about the processes; at most one such look is under way."""
-        if self._looking is None or self._looking.done():
-            describe = self._proctable.describe
-            self._looking = in_thread(
-                lambda: tuple(see(each, describe(each)) for each in processes)
-            )
-            return await asyncio.shield(self._looking)
-        await asyncio.wait([self._looking])  # of an earlier reading: it tells about then
-        return await self._look_up(processes)
-
     # --- the service manager
-
-    def _tell_well(self, *, is_first: bool) -> None:
-        view = self._view
-        gpus = 0 if view.inventory is None else len(view.inventory.gpus)
-        link = "connected" if view.connected else "not connected"
-        status = f"{gpus} GPUs, {len(view.held)} allocations held, aggregator {link}"
-        self._tell(**({"READY": "1"} if is_first else {}), WATCHDOG="1", STATUS=status)
 
     def _tell(self, **state: str) -> None:
         try:
@@ -354,69 +287,16 @@ class Agent:
             _log.warning("the service manager cannot be told %s: %s", state, error)
 
 
-def next_tick(due: float, now: float, interval: float) -> float:
-    """Return when the next tick is due after the one at `due`; missed ones are not made up for."""
-    missed = max(0, math.floor((now - due) / interval))
-    return due + (missed + 1) * interval
-
-
-def describe_driver(state: HostState, error: DriverError | None, restarts: int) -> DriverStatus:
-    """Return what is told about the driver; `error`: why the last sampling tick failed, if so."""
-    match state:
-        case Running():
-            return DriverStatus(DriverState.READING, "", restarts)
-        case Failed(error=cause):
-            return DriverStatus(_failing(cause), str(cause), restarts)
-        case Starting() | Stopping():
-            if error is None:
-                return DriverStatus(DriverState.STARTING, "", restarts)
-            return DriverStatus(_failing(error), str(error), restarts)
-        case Unreaped(pid=pid):
-            reason = f"driver host {pid} was killed, and the kernel does not let go of it"
-            return DriverStatus(DriverState.BLOCKED, reason, restarts)
-        case Released():
-            return DriverStatus(DriverState.FAILED, "released on request", restarts)
-        case _:
-            assert_never(state)
-
-
-def _failing(error: DriverError) -> DriverState:
-    return DriverState.BLOCKED if isinstance(error, DriverTimeout) else DriverState.FAILED
-
-
-def see(process: ProcessReading, facts: ProcessFacts) -> ProcessSeen:
-    """Return what the driver and /proc together tell about a process."""
-    return ProcessSeen(
-        gpu_uuid=process.uuid,
-        pid=process.pid,
-        user=facts.user or "",
-        command=facts.command,
-        memory_used_bytes=process.memory_used_bytes,
-        started_at=facts.started_at,
-        claimed_allocation_id=facts.allocation_id,
-    )
-
-
-def in_thread(function: Callable[[], T]) -> asyncio.Future[T]:
-    """Run a function that may never return in a thread that keeps nothing from ending."""
-    result: concurrent.futures.Future[T] = concurrent.futures.Future()
-
-    def run() -> None:
-        try:
-            result.set_result(function())
-        except Exception as error:  # noqa: BLE001 (it is raised where the future is awaited)
-            result.set_exception(error)
-
-    threading.Thread(target=run, daemon=True, name="proc reader").start()
-    return asyncio.wrap_future(result)
-
-
 def _log_event(event: Event) -> None:
     match event:
         case CommandReceived(_, _, Hold(allocation)):
             _log.info("told to hold %s for %r", allocation.id, allocation.holder)
         case CommandReceived(_, _, Drop(allocation_id, reason)):
             _log.info("told to let go of %s: %s", allocation_id, reason)
+        case ReleaseAsked(_, until, by):
+            _log.warning("told by %s to let go of the driver%s", by, " for a while" * bool(until))
+        case ResumeAsked(_, by):
+            _log.info("told by %s to take the driver again", by)
         case DriverChanged(_, status):
             level = logging.INFO if status.state is DriverState.READING else logging.WARNING
             _log.log(

@@ -7,7 +7,7 @@ uses the monotonic time that `handle` is given beside the event.
 from dataclasses import dataclass
 
 from stoker.agent.model import Command, DriverStatus, ProcessSeen
-from stoker.agent.readings import GpuSample, Inventory
+from stoker.agent.readings import GpuReading, Inventory
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +27,10 @@ class InventoryRead:
 
 @dataclass(frozen=True, slots=True)
 class SampleTaken:
-    """A sampling tick was answered; a GPU that could not be read has a sample without facts."""
+    """A sampling tick was answered; a GPU that could not be read has a reading without facts."""
 
     at: float
-    samples: tuple[GpuSample, ...]
+    readings: tuple[GpuReading, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +74,30 @@ class DriverChanged:
 
     at: float
     status: DriverStatus
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseAsked:
+    """Somebody on this machine wants the driver let go of, or for another time than before."""
+
+    at: float
+    until: float | None  # on the wall clock; None: until it is resumed
+    by: str
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeAsked:
+    """Somebody on this machine wants the driver taken again."""
+
+    at: float
+    by: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseTimePassed:
+    """The wall clock has moved on while the driver is released; perhaps to its end."""
+
+    at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +166,9 @@ Event = (
     | ProcessesTaken
     | ProcessReadingFailed
     | DriverChanged
+    | ReleaseAsked
+    | ResumeAsked
+    | ReleaseTimePassed
     | CommandReceived
     | LinkUp
     | Welcomed

@@ -1,8 +1,14 @@
 """What a node may hold, and which allocation a process belongs to."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 
-from stoker.agent.model import HeldAllocation, NumberedInventory, ProcessSeen
+from stoker.agent.model import (
+    AttributedProcess,
+    HeldAllocation,
+    NumberedInventory,
+    ProcessSeen,
+)
 from stoker.core.units import format_bytes
 
 # Allocations on one node. The aggregator's own limits are far below; this one keeps frames small.
@@ -47,6 +53,22 @@ def _obstacle_on(
         if wanted.memory_bytes > free:
             return f"{uuid}: wanted {format_bytes(wanted.memory_bytes)}, {format_bytes(free)} left"
     return None
+
+
+def mark_leaving(
+    held: Mapping[str, HeldAllocation], leaving: Collection[str]
+) -> tuple[HeldAllocation, ...]:
+    """Return what is reported as held, with those marked that the node was told to let go of."""
+    return tuple(
+        replace(each, is_leaving=True) if id_ in leaving else each for id_, each in held.items()
+    )
+
+
+def attribute_all(
+    processes: Iterable[ProcessSeen], held: Collection[HeldAllocation]
+) -> tuple[AttributedProcess, ...]:
+    """Return the processes, each with the allocation that it belongs to."""
+    return tuple(AttributedProcess(each, attribute(each, held)) for each in processes)
 
 
 def attribute(process: ProcessSeen, held: Iterable[HeldAllocation]) -> str:

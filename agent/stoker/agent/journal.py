@@ -24,7 +24,7 @@ from typing import Self
 
 import msgspec
 
-from stoker.agent.records import Durable, Record
+from stoker.agent.records import DriverResumed, Durable, Record
 from stoker.core.errors import InUse, StoreCorrupt, StoreError, StoreFull, StoreTooNew
 
 JOURNAL_NAME = "journal.jsonl"
@@ -123,7 +123,10 @@ class Journal:
         self._size += len(data)
         for records in kept:
             self._durable = self._durable.after(records)
-        if self._size >= self._rewrite_at:
+        # An agent from before there were releases cannot read the file while one lasts, which is
+        # right: it would open the driver. Once it is over, nothing of it is left in the file.
+        is_resumed = any(isinstance(each, DriverResumed) for records in kept for each in records)
+        if self._size >= self._rewrite_at or is_resumed:
             self._rewrite()
 
     def close(self) -> None:

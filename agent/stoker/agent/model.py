@@ -4,11 +4,12 @@ Times (`at`) are Unix seconds on the node's own clock; `monotonic_seconds` is th
 goes back, whose differences alone mean something. `None` means absent: not read, or not known.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from stoker.agent.readings import GpuIdentity, GpuSample
+from stoker.agent.readings import GpuFault, GpuIdentity, GpuSample
+from stoker.agent.telemetry import GpuTelemetry, XidCount
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,7 @@ class DriverState(StrEnum):
     READING = "reading"
     BLOCKED = "blocked"  # a call did not return in time
     FAILED = "failed"  # there is no driver, or it does not answer sensibly
+    RELEASED = "released"  # let go of, because somebody asked for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,19 @@ class DriverStatus:
     state: DriverState
     reason: str = ""
     restarts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Somebody wants the driver let go of: no handle open, nothing read."""
+
+    at: float
+    until: float | None  # on the wall clock; None: until it is resumed
+    by: str
+
+    def is_over(self, now: float) -> bool:
+        """Whether its time has come to an end."""
+        return self.until is not None and now >= self.until
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +117,13 @@ class NumberedInventory:
     driver_version: str | None
     cuda_version: str | None
     gpus: tuple[NumberedGpu, ...]
+    missing: tuple[GpuFault, ...] = ()  # counted by the driver, and not to be read
+    nvml_version: str | None = None
+
+    @property
+    def uuids(self) -> set[str]:
+        """Those that can be read."""
+        return {gpu.identity.uuid for gpu in self.gpus}
 
     def gpu(self, uuid: str) -> GpuIdentity | None:
         """Return the GPU of that UUID, if the node has it."""
@@ -145,6 +167,10 @@ class ProcessTable:
     started_at: float  # when reading began: what started later is not in it
     processes: tuple[AttributedProcess, ...]
     unread_gpu_uuids: tuple[str, ...]
+
+    def unread_with(self, uuids: Iterable[str]) -> tuple[str, ...]:
+        """Return the GPUs whose processes are not known, with further ones."""
+        return tuple(sorted({*self.unread_gpu_uuids, *uuids}))
 
     def says_the_same_as(self, other: "ProcessTable | None") -> bool:
         """Whether nothing but the time of reading differs."""
@@ -216,6 +242,18 @@ class Hello:
 
 
 @dataclass(frozen=True, slots=True)
+class CollectorStatus:
+    """How the newest run of one of the agent's readers went.
+
+    `None`: it has not run yet, or its runs are suspended because the driver is released.
+    """
+
+    succeeded: bool | None = None
+    duration_seconds: float | None = None
+    last_success_at: float | None = None  # Unix seconds
+
+
+@dataclass(frozen=True, slots=True)
 class NodeView:
     """Everything that readers of the state may see, at one moment."""
 
@@ -224,8 +262,12 @@ class NodeView:
     inventory: NumberedInventory | None
     # Of the newest sampling tick; empty when it failed.
     samples: tuple[GpuSample, ...]
+    telemetry: tuple[GpuTelemetry, ...]  # all that those GPUs told, and what was made of it
+    xids: Mapping[str, Mapping[int, XidCount]]  # since the agent started; by UUID, by number
+    # How often reading a fact failed since the agent started, by fact and kind of error.
+    read_failures: Mapping[tuple[str, str], int]
     processes: ProcessTable | None
-    processes_monotonic_seconds: float | None  # when they were told
+    processes_monotonic_seconds: float | None  # when they were told; None: they are not known
     held: tuple[HeldAllocation, ...]
     ending: frozenset[str]  # held, told to let go, not yet verified
     driver: DriverStatus
@@ -236,3 +278,8 @@ class NodeView:
     sample_failures: Mapping[str, int]  # by kind
     last_success_at: float | None  # when a sampling tick was last answered
     last_success_monotonic_seconds: float | None
+    # GPUs that told nothing in the newest sampling tick, by UUID: why.
+    unread: Mapping[str, str] = field(default_factory=dict[str, str])
+    release: Release | None = None  # while the driver is to be let go of
+    # Why a restart would not find the driver released (or resumed) as it is; empty: it would.
+    release_unsaved: str = ""

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import assert_never
 
-from stoker.agent.model import HeldAllocation
+from stoker.agent.model import HeldAllocation, Release
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,27 @@ class AllocationDropped:
     allocation_id: str
 
 
-Record = IncarnationBegun | SequencesReserved | GpuNumbered | AllocationHeld | AllocationDropped
+@dataclass(frozen=True, slots=True)
+class DriverReleased:
+    """The driver is not to be opened, in this life of the process and in later ones."""
+
+    release: Release
+
+
+@dataclass(frozen=True, slots=True)
+class DriverResumed:
+    """The driver may be opened again."""
+
+
+Record = (
+    IncarnationBegun
+    | SequencesReserved
+    | GpuNumbered
+    | AllocationHeld
+    | AllocationDropped
+    | DriverReleased
+    | DriverResumed
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +74,7 @@ class Durable:
     reserved_below: int = 1
     numbers: Mapping[str, int] = field(default_factory=dict[str, int])  # by UUID
     held: Mapping[str, HeldAllocation] = field(default_factory=dict[str, HeldAllocation])  # by id
+    release: Release | None = None
 
     def after(self, records: Iterable[Record]) -> "Durable":
         """Return the sum with further records; a record that is applied twice equals once."""
@@ -69,6 +90,7 @@ class Durable:
             *([SequencesReserved(self.reserved_below)] if self.reserved_below > 1 else []),
             *(GpuNumbered(uuid, number) for uuid, number in self.numbers.items()),
             *(AllocationHeld(allocation) for allocation in self.held.values()),
+            *([DriverReleased(self.release)] if self.release else []),
         )
 
 
@@ -85,5 +107,9 @@ def _after(durable: Durable, record: Record) -> Durable:
         case AllocationDropped(allocation_id):
             held = {id_: each for id_, each in durable.held.items() if id_ != allocation_id}
             return replace(durable, held=held)
+        case DriverReleased(release):
+            return replace(durable, release=release)
+        case DriverResumed():
+            return replace(durable, release=None)
         case _:
             assert_never(record)

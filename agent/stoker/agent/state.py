@@ -6,6 +6,8 @@ that the record is on disk; only then is it reported. The rest is forgotten with
     Hold       refused, or journaled -> held, reported at once
     Drop       ending -> processes read since -> journaled -> gone, reported with that reading
                not held -> processes read since -> reported with that reading
+    Release    begun at once, and journaled: it lasts over restarts; nothing is read meanwhile, so
+               what is ending waits for the reading after `Resume`
 
 The aggregator takes an allocation for gone when it told the node on this stream to let go, that is
 done, and the node does not list it. So a hello, and the frames that follow it, list everything that
@@ -17,7 +19,7 @@ The state is deterministic: no clock, no chance, no I/O. Two states that were gi
 at the same times returned the same actions.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import assert_never
 
@@ -25,7 +27,8 @@ from stoker.agent.actions import (
     Action,
     ReadInventory,
     ReadProcesses,
-    SaveJournal,
+    ReleaseDriver,
+    ResumeDriver,
     SendFrame,
     SendHello,
 )
@@ -42,15 +45,17 @@ from stoker.agent.events import (
     ProcessesTaken,
     ProcessReadingBegun,
     ProcessReadingFailed,
+    ReleaseAsked,
+    ReleaseTimePassed,
+    ResumeAsked,
     SampleTaken,
     SamplingFailed,
     Started,
     Welcomed,
 )
 from stoker.agent.framing import LinkStatus, Part, Report, Reporter
-from stoker.agent.holding import attribute, find_obstacle
+from stoker.agent.holding import attribute_all, find_obstacle, mark_leaving
 from stoker.agent.model import (
-    AttributedProcess,
     DriverState,
     DriverStatus,
     Drop,
@@ -59,27 +64,28 @@ from stoker.agent.model import (
     Hold,
     NodeIdentity,
     NodeView,
-    NumberedGpu,
     NumberedInventory,
     NumberedSample,
     ProcessTable,
+    Release,
 )
-from stoker.agent.readings import GpuSample, Inventory
+from stoker.agent.numbering import number_gpus
+from stoker.agent.picture import Picture
+from stoker.agent.readings import GpuReading, Inventory
 from stoker.agent.records import (
     AllocationDropped,
     AllocationHeld,
+    DriverReleased,
+    DriverResumed,
     Durable,
     GpuNumbered,
     IncarnationBegun,
     Record,
     SequencesReserved,
 )
+from stoker.agent.saving import Saving, reserved_until
+from stoker.agent.telemetry import Telemetry
 
-# Sequence numbers that one record in the journal reserves: one write in half an hour at one per
-# second. The rest of a block is skipped at a restart.
-SEQUENCES_RESERVED_AT_ONCE = 4000
-# How long a full journal is left alone before numbers are reserved again.
-RESERVATION_RETRY_SECONDS = 60.0
 # How often processes are told though they are the same.
 PROCESSES_RESEND_SECONDS = 30.0
 # Holds that wait for the driver to tell which GPUs there are; more are refused.
@@ -89,24 +95,22 @@ WAITING_MAX = 1024
 class NodeState:
     """The state of one node. Only `handle` changes it; `view` shows it."""
 
-    def __init__(self, identity: NodeIdentity, durable: Durable) -> None:
+    def __init__(
+        self, identity: NodeIdentity, durable: Durable, telemetry: Telemetry | None = None
+    ) -> None:
         self._identity = identity
         self._durable = durable
         self._incarnation = durable.incarnation or identity.process_id
         self._now = 0.0  # monotonic; when the event under way happened
-        self._saving: dict[int, tuple[Record, ...]] = {}  # by ticket
-        self._next_ticket = 1
+        self._saving = Saving()
 
         self._reporter = Reporter(next_sequence=durable.reserved_below)
-        self._reservation_not_before = 0.0
 
         self._inventory: NumberedInventory | None = None
         self._driver = DriverStatus(DriverState.STARTING)
-        self._samples: tuple[GpuSample, ...] = ()
-        self._samples_total = 0
-        self._sample_failures: dict[str, int] = {}
-        self._last_success_at: float | None = None
-        self._last_success_monotonic: float | None = None
+        self._release = durable.release
+        self._release_failure = ""
+        self._picture = Picture(telemetry or Telemetry())
 
         self._waiting: dict[str, HeldAllocation] = {}  # holds that came before the inventory
         self._ending: set[str] = set()  # to let go of, by id
@@ -121,9 +125,14 @@ class NodeState:
         self._processes_monotonic: float | None = None
 
     @classmethod
-    def restore(cls, records: tuple[Record, ...], identity: NodeIdentity) -> "NodeState":
+    def restore(
+        cls,
+        records: tuple[Record, ...],
+        identity: NodeIdentity,
+        telemetry: Telemetry | None = None,
+    ) -> "NodeState":
         """Return the state after a (re)start, from everything that the journal has kept."""
-        return cls(identity, Durable().after(records))
+        return cls(identity, Durable().after(records), telemetry)
 
     def handle(self, event: Event, monotonic: float) -> tuple[Action, ...]:
         """Take in what happened and return what is to be done about it, in order.
@@ -139,7 +148,10 @@ class NodeState:
             identity=self._identity,
             incarnation=self._incarnation,
             inventory=self._inventory,
-            samples=self._samples,
+            samples=self._picture.samples,
+            telemetry=self._picture.gpus,
+            xids=self._picture.telemetry.xids,
+            read_failures=self._picture.telemetry.failures,
             processes=self._processes,
             processes_monotonic_seconds=self._processes_monotonic,
             held=self._held,
@@ -148,31 +160,43 @@ class NodeState:
             connected=self._reporter.link is LinkStatus.WELCOMED,
             outbox_frames=self._reporter.outbox_frames,
             frames_dropped=self._reporter.frames_dropped,
-            samples_total=self._samples_total,
-            sample_failures=dict(self._sample_failures),
-            last_success_at=self._last_success_at,
-            last_success_monotonic_seconds=self._last_success_monotonic,
+            samples_total=self._picture.ticks,
+            sample_failures=self._picture.failures,
+            last_success_at=self._picture.last_success_at,
+            last_success_monotonic_seconds=self._picture.last_success,
+            unread=self._picture.unread,
+            release=self._release,
+            release_unsaved=self._release_failure if self._release != self._durable.release else "",
         )
 
     def _handle(self, event: Event) -> Iterator[Action]:
         match event:
-            case Started():
-                yield from self._start()
+            case Started(at):
+                yield from self._start(at)
             case InventoryRead(at, inventory):
                 yield from self._take_inventory(at, inventory)
-            case SampleTaken(at, samples):
-                yield from self._take_samples(at, samples)
+            case SampleTaken(at, readings):
+                yield from self._take_readings(at, readings)
             case SamplingFailed(at, kind, _):
-                self._count_failure(kind)
+                self._picture.fail(kind)
                 yield from self._flush(at)
             case ProcessReadingBegun():
                 self._covered = frozenset({*self._ending, *self._absent, *self._failed})
+            case ProcessesTaken(at) if self._release is not None:
+                yield from self._lose_processes(at)  # taken while the driver was being let go of
             case ProcessesTaken():
                 yield from self._take_processes(event)
-            case ProcessReadingFailed():
-                self._covered = frozenset()
+            case ProcessReadingFailed(at):
+                yield from self._lose_processes(at)
             case DriverChanged(at, status):
                 yield from self._change_driver(at, status)
+            case ReleaseAsked(at, until, by):
+                yield from self._release_driver(at, Release(at, until, by))
+            case ResumeAsked():
+                yield from self._resume_driver()
+            case ReleaseTimePassed(at):
+                if self._release is not None and self._release.is_over(at):
+                    yield from self._resume_driver()
             case CommandReceived():
                 yield from self._obey(event)
             case LinkUp():
@@ -189,9 +213,9 @@ class NodeState:
                 self._reporter.acknowledge(sequence)
                 yield from self._send_due()
             case JournalSaved(at, ticket):
-                yield from self._keep(at, self._saving.pop(ticket))
+                yield from self._keep(at, self._saving.end(ticket))
             case JournalFailed(at, ticket, reason):
-                yield from self._do_without(at, self._saving.pop(ticket), reason)
+                yield from self._do_without(at, self._saving.end(ticket), reason)
             case _:
                 assert_never(event)
 
@@ -201,18 +225,17 @@ class NodeState:
     def _held(self) -> tuple[HeldAllocation, ...]:
         return tuple(self._durable.held.values())
 
-    def _save(self, *records: Record) -> Iterator[Action]:
-        ticket = self._next_ticket
-        self._next_ticket += 1
-        self._saving[ticket] = records
-        yield SaveJournal(ticket, records)
-
-    def _start(self) -> Iterator[Action]:
+    def _start(self, at: float) -> Iterator[Action]:
         records: list[Record] = []
+        if self._release is not None and self._release.is_over(at):
+            self._release = None
+            records.append(DriverResumed())
+        elif self._release is not None:
+            yield ReleaseDriver()
         if not self._durable.incarnation:
             records.append(IncarnationBegun(self._incarnation))
-        below = self._reporter.next_sequence + SEQUENCES_RESERVED_AT_ONCE
-        yield from self._save(*records, SequencesReserved(below))
+        records.append(SequencesReserved(reserved_until(self._reporter.next_sequence)))
+        yield self._saving.begin(*records)
 
     def _keep(self, at: float, records: tuple[Record, ...]) -> Iterator[Action]:
         before, self._durable = self._durable, self._durable.after(records)
@@ -228,6 +251,8 @@ class NodeState:
                     self._ending.discard(allocation_id)
                     self._reporter.part_with(before.held[allocation_id])
                 case IncarnationBegun() | SequencesReserved() | GpuNumbered():
+                    pass
+                case DriverReleased() | DriverResumed():
                     pass
                 case _:
                     assert_never(record)
@@ -248,7 +273,10 @@ class NodeState:
                 case SequencesReserved():
                     # Numbering goes on without: should the process die now and use numbers again,
                     # the next welcome tells how far the aggregator has counted.
-                    self._reservation_not_before = self._now + RESERVATION_RETRY_SECONDS
+                    self._saving.put_off_reservation(self._now)
+                case DriverReleased() | DriverResumed():
+                    # It is done all the same, and whoever asked is told that a restart undoes it.
+                    self._release_failure = reason
                 case AllocationDropped() | GpuNumbered() | IncarnationBegun():
                     # It stays held and ending, and the next reading of processes tries again.
                     # A GPU's number holds while the process lives, and a hello tells it anew.
@@ -257,66 +285,73 @@ class NodeState:
                     assert_never(record)
         yield from self._flush(at)
 
-    def _reserve_if_low(self) -> Iterator[Action]:
-        below = self._reporter.next_sequence + SEQUENCES_RESERVED_AT_ONCE
-        is_low = below - self._durable.reserved_below > SEQUENCES_RESERVED_AT_ONCE // 2
-        pending = any(isinstance(r, SequencesReserved) for rs in self._saving.values() for r in rs)
-        if is_low and not pending and self._now >= self._reservation_not_before:
-            yield from self._save(SequencesReserved(below))
-
     # --- the cards
 
     def _take_inventory(self, at: float, inventory: Inventory) -> Iterator[Action]:
-        numbers = dict(self._durable.numbers)
-        if self._inventory is not None:
-            # Those of the last inventory hold even if the journal could not take them.
-            numbers.update((gpu.identity.uuid, gpu.number) for gpu in self._inventory.gpus)
-        fresh: list[Record] = []
-        for gpu in inventory.gpus:
-            if gpu.uuid not in numbers:
-                numbers[gpu.uuid] = max(numbers.values(), default=0) + 1
-                fresh.append(GpuNumbered(gpu.uuid, numbers[gpu.uuid]))
+        numbered, fresh = number_gpus(inventory, self._durable.numbers, self._inventory)
         if fresh:
-            yield from self._save(*fresh)
-        gpus = tuple(NumberedGpu(numbers[gpu.uuid], gpu) for gpu in inventory.gpus)
-        numbered = NumberedInventory(inventory.driver_version, inventory.cuda_driver_version, gpus)
+            yield self._saving.begin(*fresh)
         if numbered != self._inventory:
-            self._inventory = numbered
+            before, self._inventory = self._inventory, numbered
+            self._picture.telemetry.forget_slow()
             self._reporter.owe(Part.INVENTORY)
+            yield from self._doubt_processes(numbered.uuids - (before.uuids if before else set()))
         waiting, self._waiting = self._waiting, {}
         for allocation in waiting.values():
             yield from self._hold(at, allocation)
         yield from self._flush(at)
 
-    def _take_samples(self, at: float, samples: tuple[GpuSample, ...]) -> Iterator[Action]:
-        read = tuple(sample for sample in samples if not sample.is_empty)
-        if samples and not read:
-            self._count_failure("no_gpu_read")
+    def _doubt_processes(self, doubted: set[str]) -> Iterator[Action]:
+        """Of a GPU that came (back) the last process table knows nothing: say so, and look."""
+        if self._processes is not None and doubted:
+            unread = self._processes.unread_with(doubted)
+            self._processes = replace(self._processes, unread_gpu_uuids=unread)
+            self._reporter.owe(Part.PROCESSES)
+            yield ReadProcesses()
+
+    def _take_readings(self, at: float, readings: tuple[GpuReading, ...]) -> Iterator[Action]:
+        if self._release is not None:
+            return  # read just before the driver was let go of
+        if not self._picture.take(at, self._now, readings):
             yield from self._flush(at)
             return
-        self._samples = read
-        self._samples_total += 1
-        self._last_success_at, self._last_success_monotonic = at, self._now
+        samples = self._picture.samples
         gpus = () if self._inventory is None else self._inventory.gpus
         numbers = {gpu.identity.uuid: gpu.number for gpu in gpus}
         yield from self._report(
             at,
-            tuple(NumberedSample(numbers[s.uuid], s) for s in read if s.uuid in numbers),
+            tuple(NumberedSample(numbers[s.uuid], s) for s in samples if s.uuid in numbers),
         )
-        if any(sample.uuid not in numbers for sample in read):
+        if any(sample.uuid not in numbers for sample in samples):
             yield ReadInventory()
 
-    def _count_failure(self, kind: str) -> None:
-        self._samples = ()
-        self._sample_failures[kind] = self._sample_failures.get(kind, 0) + 1
-
     def _change_driver(self, at: float, status: DriverStatus) -> Iterator[Action]:
-        if status != self._driver:
-            self._driver = status
-            if status.state is not DriverState.READING:
-                self._samples = ()
-            self._reporter.owe(Part.DRIVER)
-            yield from self._flush(at)
+        if status == self._driver:
+            return
+        before, self._driver = self._driver, status
+        self._reporter.owe(Part.DRIVER)
+        if status.state is not DriverState.READING:
+            self._picture.forget()
+            yield from self._lose_processes(at)
+        elif before.state is not DriverState.READING:
+            yield ReadProcesses()
+        yield from self._flush(at)
+
+    # --- letting go of the driver
+
+    def _release_driver(self, at: float, release: Release) -> Iterator[Action]:
+        self._release, self._release_failure = release, "it is being noted down"
+        self._picture.forget()
+        yield ReleaseDriver()
+        yield self._saving.begin(DriverReleased(release))
+        yield from self._lose_processes(at)
+
+    def _resume_driver(self) -> Iterator[Action]:
+        if self._release is None and self._durable.release is None:
+            return
+        self._release, self._release_failure = None, "it is being noted down"
+        yield ResumeDriver()
+        yield self._saving.begin(DriverResumed())
 
     # --- processes, and letting go
 
@@ -324,14 +359,10 @@ class NodeState:
         unread = set(event.unread_gpu_uuids)
         if event.has_unnamed_unread and self._inventory is not None:
             # It may be any GPU that is not among those that can be read.
-            known = {gpu.identity.uuid for gpu in self._inventory.gpus}
-            unread |= {uuid for each in self._held for uuid in each.gpu_uuids} - known
-        dropping = {
-            record.allocation_id
-            for records in self._saving.values()
-            for record in records
-            if isinstance(record, AllocationDropped)
-        }
+            unread |= {uuid for each in self._held for uuid in each.gpu_uuids}.difference(
+                self._inventory.uuids
+            )
+        dropping = self._saving.drops
         verified = [
             each.id
             for each in self._held
@@ -339,21 +370,30 @@ class NodeState:
         ]
         seen, self._covered = self._covered, frozenset()
         tenants = [each for each in self._held if each.id not in dropping | set(verified)]
-        table = ProcessTable(
-            event.started_at,
-            tuple(AttributedProcess(each, attribute(each, tenants)) for each in event.processes),
-            event.unread_gpu_uuids,
-        )
+        processes = attribute_all(event.processes, tenants)
+        table = ProcessTable(event.started_at, processes, event.unread_gpu_uuids)
         is_due = self._now - self._reporter.processes_told_at >= PROCESSES_RESEND_SECONDS
         if is_due or not table.says_the_same_as(self._processes):
             self._reporter.owe(Part.PROCESSES)
         is_first = self._processes is None
         self._processes, self._processes_monotonic = table, self._now
         if verified:
-            yield from self._save(*(AllocationDropped(id_) for id_ in verified))
+            yield self._saving.begin(*(AllocationDropped(id_) for id_ in verified))
         if is_first:  # nothing is granted here before the aggregator has seen it
             yield from self._flush(event.at)
         yield from self._confirm(event.at, seen)
+
+    def _lose_processes(self, at: float) -> Iterator[Action]:
+        """Say of every GPU that nobody knows who uses it: what the last table told is old now."""
+        self._covered = frozenset()
+        if self._processes is None or self._inventory is None:
+            return
+        self._processes_monotonic = None
+        table = ProcessTable(at, (), self._processes.unread_with(self._inventory.uuids))
+        if not table.says_the_same_as(self._processes):
+            self._processes = table
+            self._reporter.owe(Part.PROCESSES)
+            yield from self._flush(at)
 
     def _confirm(self, at: float, seen: frozenset[str]) -> Iterator[Action]:
         """Say of what was not held, or not durably, that it is gone: processes were read."""
@@ -397,7 +437,7 @@ class NodeState:
         else:
             obstacle = find_obstacle(wanted, tuple(claims.values()), self._inventory)
             if obstacle is None:
-                yield from self._save(AllocationHeld(replace(wanted, held_since=at)))
+                yield self._saving.begin(AllocationHeld(replace(wanted, held_since=at)))
                 return
             self._reporter.refuse(wanted.id, obstacle)
         yield from self._flush(at)
@@ -414,12 +454,7 @@ class NodeState:
 
     def _claims(self) -> dict[str, HeldAllocation]:
         """Return what is held and what is about to be, by id."""
-        claims = dict(self._durable.held)
-        for records in self._saving.values():
-            for record in records:
-                if isinstance(record, AllocationHeld):
-                    claims[record.allocation.id] = record.allocation
-        return claims
+        return {**self._durable.held, **self._saving.holds}
 
     # --- frames and the link
 
@@ -432,20 +467,11 @@ class NodeState:
                 monotonic_seconds=self._now,
                 first_sequence=self._reporter.first_sequence,
                 inventory=self._inventory,
-                held=self._told(
+                held=mark_leaving(
                     {**self._reporter.parting, **self._failed, **self._claims()},
                     leaving={*self._reporter.parting, *self._failed, *self._ending},
                 ),
             )
-        )
-
-    @staticmethod
-    def _told(
-        held: Mapping[str, HeldAllocation], leaving: Collection[str]
-    ) -> tuple[HeldAllocation, ...]:
-        """Return what is reported as held, with what the node was told to let go of marked."""
-        return tuple(
-            replace(each, is_leaving=True) if id_ in leaving else each for id_, each in held.items()
         )
 
     def _flush(self, at: float) -> Iterator[Action]:
@@ -454,10 +480,12 @@ class NodeState:
             yield from self._report(at, ())
 
     def _report(self, at: float, samples: tuple[NumberedSample, ...]) -> Iterator[Action]:
-        yield from self._reserve_if_low()
+        next_sequence, reserved_below = self._reporter.next_sequence, self._durable.reserved_below
+        if self._saving.is_reservation_due(next_sequence, reserved_below, self._now):
+            yield self._saving.begin(SequencesReserved(reserved_until(next_sequence)))
         claims = self._claims()
         carried = {id_: claims[id_] for id_ in claims if id_ in self._carried}
-        held = self._told(
+        held = mark_leaving(
             {**self._failed, **carried, **self._durable.held},
             leaving={*self._failed, *self._ending},
         )

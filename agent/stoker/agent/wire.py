@@ -18,6 +18,7 @@ from stoker.agent.model import (
     NumberedSample,
     ProcessTable,
 )
+from stoker.agent.readings import GpuFault
 from stoker.core.errors import StokerError
 from stoker.v1 import agent_pb2, types_pb2
 
@@ -32,6 +33,7 @@ _DRIVER_STATES = {
     DriverState.READING: agent_pb2.DRIVER_STATE_READING,
     DriverState.BLOCKED: agent_pb2.DRIVER_STATE_BLOCKED,
     DriverState.FAILED: agent_pb2.DRIVER_STATE_FAILED,
+    DriverState.RELEASED: agent_pb2.DRIVER_STATE_RELEASED,
 }
 
 
@@ -166,6 +168,13 @@ def _optional_inventory(inventory: NumberedInventory | None) -> agent_pb2.Invent
         driver_version=inventory.driver_version or "",
         cuda_version=inventory.cuda_version or "",
         gpus=[_gpu(each) for each in inventory.gpus],
+        missing=[_missing(each) for each in inventory.missing],
+    )
+
+
+def _missing(fault: GpuFault) -> types_pb2.MissingGpu:
+    return types_pb2.MissingGpu(
+        index=fault.index, uuid=fault.uuid or "", error_kind=fault.error_kind, reason=fault.message
     )
 
 

@@ -11,7 +11,7 @@ from stoker.core.errors import ExitCode
 # verb -> where its click command lies, and what it does.
 VERBS: Mapping[str, tuple[str, str]] = {
     "up": ("stoker.cli.up:up", "Bring up a fleet on this machine: aggregator and agents."),
-    "agent": ("stoker.cli.daemons:agent", "Run the agent of this host."),
+    "agent": ("stoker.cli.agent:agent", "Run the agent of this host, ask it, release its driver."),
     "aggregator": ("stoker.cli.daemons:aggregator", "Run the aggregator."),
     "status": ("stoker.cli.fleet:status", "Show nodes, GPUs and allocations."),
     "top": ("stoker.cli.top:top", "Watch the GPUs of the fleet live."),
@@ -30,10 +30,11 @@ EXIT_CODES: Mapping[ExitCode, str] = {
     ExitCode.USAGE: "the input cannot be understood",
     ExitCode.REFUSED: "cannot be placed, or not allowed now; the reason is said",
     ExitCode.MISSING: "a driver or a library is not on this machine",
-    ExitCode.UNREACHABLE: "no answer from the aggregator",
+    ExitCode.UNREACHABLE: "no answer from the aggregator, or from the agent of this machine",
     ExitCode.NOT_FOUND: "no such allocation or node",
     ExitCode.STORE: "the durable state is corrupt, too new, or cannot be written",
     ExitCode.IN_USE: "a port or a data folder is held by another process",
+    ExitCode.PENDING: "begun, and the kernel holds a process that has to end first",
 }
 
 

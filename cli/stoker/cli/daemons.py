@@ -13,16 +13,11 @@ _PASS_ON: dict[str, Any] = {"ignore_unknown_options": True, "help_option_names":
 
 
 @click.group()
-def agent() -> None:
-    """Run the agent of this host."""
-
-
-@click.group()
 def aggregator() -> None:
     """Run the aggregator."""
 
 
-@agent.command("run", context_settings=_PASS_ON)
+@click.command("run", context_settings=_PASS_ON)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @click.pass_obj
 def run_agent(settings: Settings, arguments: tuple[str, ...]) -> None:

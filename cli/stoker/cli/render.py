@@ -1,7 +1,8 @@
 """Values as tables for people: the fleet, an allocation, an explanation. Nothing here prints."""
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import TextIO
 
 from rich.console import Console, Group, RenderableType
@@ -9,7 +10,7 @@ from rich.text import Text
 
 from stoker.cli.columns import Columns
 from stoker.cli.text import one_line
-from stoker.client import Allocation, Explanation, Gpu, Node, Nodes, NodeState, Request
+from stoker.client import Allocation, Explanation, Gpu, MissingGpu, Node, Nodes, NodeState, Request
 from stoker.core.units import format_bytes, format_duration
 
 ABSENT = "-"
@@ -104,6 +105,7 @@ def _note(node: Node) -> Text:
         parts.append((f"cordoned: {node.cordoned}", "yellow"))
     if node.state_reason:
         parts.append((node.state_reason, ""))
+    parts += [(f"GPU {each.index} is out: {each.reason}", "red") for each in node.missing_gpus]
     for number, (part, style) in enumerate(parts):
         note.append("; " if number else "")
         note.append_text(_text(part, style))
@@ -117,20 +119,38 @@ def gpu_table(nodes: Iterable[Node], rows_max: int | None = None) -> Columns:
         numbers=("GPU", "MEMORY", "UTIL", "TEMP", "POWER"),
         dispensable=("UUID", "MODEL", "POWER", "TEMP", "HELD BY"),
     )
-    rows = [(node, gpu) for node in nodes for gpu in node.gpus]
-    for node, gpu in rows[:rows_max]:
-        table.add(
-            _text(node.name),
-            _text(str(gpu.index)),
-            _text(gpu.model + (" SIMULATED" if node.simulated else "")),
-            _text(_memory(gpu)),
-            _text(_measured(gpu.utilization_ratio, 100, "%")),
-            _text(_measured(gpu.temperature_celsius, 1, "°C")),
-            _text(_measured(gpu.power_watts, 1, "W")),
-            _text(_held_by(gpu, node)),
-            _text(gpu.uuid),
-        )
+    for row in islice(_gpu_rows(nodes), rows_max):
+        table.add(*(_text(cell) for cell in row))
     return table
+
+
+def _gpu_rows(nodes: Iterable[Node]) -> Iterator[tuple[str, ...]]:
+    for node in nodes:
+        for gpu in node.gpus:
+            yield (
+                node.name,
+                str(gpu.index),
+                gpu.model + (" SIMULATED" if node.simulated else ""),
+                _memory(gpu),
+                _measured(gpu.utilization_ratio, 100, "%"),
+                _measured(gpu.temperature_celsius, 1, "°C"),
+                _measured(gpu.power_watts, 1, "W"),
+                _held_by(gpu, node),
+                gpu.uuid,
+            )
+        for missing in _unknown(node):
+            cells = (ABSENT,) * 5
+            yield node.name, str(missing.index), *cells, _out(missing), missing.uuid or ABSENT
+
+
+def _unknown(node: Node) -> list[MissingGpu]:
+    """Return the GPUs that are out of use and of which no more is known."""
+    known = {gpu.uuid for gpu in node.gpus}
+    return [each for each in node.missing_gpus if each.uuid not in known]
+
+
+def _out(missing: MissingGpu) -> str:
+    return f"out ({missing.error_kind})"
 
 
 def _memory(gpu: Gpu) -> str:
@@ -145,6 +165,7 @@ def _measured(value: float | None, scale: float, unit: str) -> str:
 def _held_by(gpu: Gpu, node: Node) -> str:
     foreign = [process for process in gpu.processes if not process.allocation_id]
     users = [f"{each.user or 'unknown'}'s process {each.pid}" for each in foreign]
+    users += [_out(each) for each in node.missing_gpus if each.uuid == gpu.uuid]
     # What could not be read is not known to be free.
     is_known = node.state is NodeState.READY and gpu.last_sample_at is not None
     return ", ".join([*gpu.allocation_ids, *users]) or ("free" if is_known else ABSENT)
@@ -238,10 +259,11 @@ def top(nodes: Nodes, now: float, rows_max: int | None) -> RenderableType:
     """Return the fleet's sums and its GPUs, as many as fit into `rows_max` lines."""
     gpus = [gpu for node in nodes.nodes for gpu in node.gpus]
     parts: list[RenderableType] = [_sums(nodes, gpus, now)]
-    if gpus:
+    count = len(gpus) + sum(len(_unknown(node)) for node in nodes.nodes)
+    if count:
         parts.append(gpu_table(nodes.nodes, rows_max))
-    if rows_max is not None and len(gpus) > rows_max:
-        parts.append(f"and {len(gpus) - rows_max} more GPUs")
+    if rows_max is not None and count > rows_max:
+        parts.append(f"and {count - rows_max} more GPUs")
     return Group(*parts)
 
 

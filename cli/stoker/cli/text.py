@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from stoker.core.errors import ExitCode, StokerError
+from stoker.core.local import NoAgent
 
 if TYPE_CHECKING:
     from stoker.client import Refusals
@@ -38,7 +39,8 @@ def _escaped(sign: str) -> str:
 def error_lines(error: StokerError | str) -> list[str]:
     """Return what a person is told: one line, and after a refusal one for each node."""
     hint = ""
-    if isinstance(error, StokerError) and error.exit_code is ExitCode.UNREACHABLE:
+    is_local = isinstance(error, NoAgent)
+    if isinstance(error, StokerError) and error.exit_code is ExitCode.UNREACHABLE and not is_local:
         hint = " (`stoker up` starts one on this machine; --address names another)"
     lines = [f"stoker: {one_line(str(error))}{hint}"]
     refusals = getattr(error, "refusals", None)

@@ -77,7 +77,9 @@ def up(
     """
     if settings.address is not None:
         raise click.UsageError("--address: an aggregator is started, see --listen")
-    options = Options(data_dir=(data_dir or _default_data_dir()).absolute(), **addresses)
+    options = Options(
+        data_dir=(data_dir or up_plan.default_up_dir(os.environ)).absolute(), **addresses
+    )
     notice = ""
     specs: Sequence[str] = simulate
     if not simulate:
@@ -113,11 +115,6 @@ def _find_lack() -> dict[str, Any] | None:
         return None
     found: dict[str, Any] = json.loads(output)
     return found if found.get("is_missing") else None
-
-
-def _default_data_dir() -> Path:
-    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(state, "stoker")
 
 
 class Fleet:

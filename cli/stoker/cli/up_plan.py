@@ -71,6 +71,12 @@ def aggregator_command(options: Options, folder: Path, listen: str, metrics: str
     ]
 
 
+def default_up_dir(environ: Mapping[str, str]) -> Path:
+    """Return where `stoker up` keeps its state unless it is told."""
+    state = environ.get("XDG_STATE_HOME") or Path(environ.get("HOME") or ".", ".local", "state")
+    return Path(state, "stoker")
+
+
 def agent_command(
     options: Options, node: NodePlan, folder: Path, aggregator: str, metrics: str
 ) -> list[str]:

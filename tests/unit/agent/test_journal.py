@@ -17,10 +17,12 @@ from hypothesis import strategies as st
 
 from stoker.agent import journal as journal_module
 from stoker.agent.journal import JOURNAL_NAME, Journal, decode_batch, encode_batch
-from stoker.agent.model import HeldAllocation
+from stoker.agent.model import HeldAllocation, Release
 from stoker.agent.records import (
     AllocationDropped,
     AllocationHeld,
+    DriverReleased,
+    DriverResumed,
     Durable,
     GpuNumbered,
     IncarnationBegun,
@@ -67,6 +69,16 @@ records = st.one_of(
     st.builds(GpuNumbered, st.text(), st.integers(1, 2**31)),
     st.builds(AllocationDropped, st.text()),
     st.builds(
+        DriverReleased,
+        st.builds(
+            Release,
+            st.floats(allow_nan=False, allow_infinity=False),
+            st.none() | st.floats(allow_nan=False, allow_infinity=False),
+            st.text(),
+        ),
+    ),
+    st.just(DriverResumed()),
+    st.builds(
         AllocationHeld,
         st.builds(
             HeldAllocation,
@@ -105,6 +117,35 @@ def test_the_fewest_records_add_up_to_the_same(first: list[Record], second: list
     short = Durable().after(durable.records())
     assert short == durable
     assert short.after(second) == durable.after(second)
+
+
+# What an agent from before there were releases wrote.
+OLD_JOURNAL = (
+    b'{"crc32":"28ed5842","records":[{"record":"IncarnationBegun","incarnation":"life"},'
+    b'{"record":"SequencesReserved","below":4001}]}\n'
+    b'{"crc32":"0be1b1f3","records":[{"record":"AllocationHeld","allocation":{"id":"a","gpu_uuids":'
+    b'["GPU-0"],"memory_bytes":null,"holder":"ann","ttl_seconds":600.0,"held_since":12.5,'
+    b'"is_leaving":false}}]}\n'
+)
+
+
+def test_the_journal_of_an_older_agent_is_read_and_gone_on_with(tmp_path: Path) -> None:
+    (tmp_path / JOURNAL_NAME).write_bytes(OLD_JOURNAL)
+    with opened(tmp_path) as journal:
+        assert journal.records == (*BEGUN, held("a"))
+        journal.append([(DriverReleased(Release(1.0, 2.0, "root")),)])
+    with opened(tmp_path) as journal:
+        assert journal.records[-1] == DriverReleased(Release(1.0, 2.0, "root"))
+
+
+def test_once_a_release_is_over_an_older_agent_can_read_the_journal_again(tmp_path: Path) -> None:
+    (tmp_path / JOURNAL_NAME).write_bytes(OLD_JOURNAL)
+    with opened(tmp_path) as journal:
+        journal.append([(DriverReleased(Release(1.0, None, "root")),)])
+        assert b"DriverReleased" in (tmp_path / JOURNAL_NAME).read_bytes()
+        journal.append([(DriverResumed(),)])
+        assert b"Driver" not in (tmp_path / JOURNAL_NAME).read_bytes()
+        assert journal.records == (*BEGUN, held("a"))
 
 
 def test_a_line_torn_anywhere_is_dropped_whole_with_a_line_in_the_log(

@@ -25,18 +25,15 @@ from stoker.agent.model import (
     HoldRefusal,
     ProcessSeen,
 )
-from stoker.agent.readings import GpuSample
+from stoker.agent.readings import GpuReading
 from stoker.agent.records import (
     AllocationDropped,
     AllocationHeld,
     IncarnationBegun,
     SequencesReserved,
 )
-from stoker.agent.state import (
-    PROCESSES_RESEND_SECONDS,
-    SEQUENCES_RESERVED_AT_ONCE,
-    WAITING_MAX,
-)
+from stoker.agent.saving import SEQUENCES_RESERVED_AT_ONCE
+from stoker.agent.state import PROCESSES_RESEND_SECONDS, WAITING_MAX
 
 # --- start, sampling
 
@@ -126,7 +123,9 @@ def test_a_failed_tick_shows_no_values_and_is_counted_by_kind() -> None:
 def test_a_tick_in_which_no_gpu_was_read_is_a_failure() -> None:
     node = Node().ready()
     total = node.state.view().samples_total
-    node.happen(SampleTaken(node.now, (GpuSample("GPU-0", node.now), GpuSample("GPU-1", node.now))))
+    node.happen(
+        SampleTaken(node.now, (GpuReading("GPU-0", node.now), GpuReading("GPU-1", node.now)))
+    )
     view = node.state.view()
     assert (view.samples, view.samples_total) == ((), total)
     assert view.sample_failures == {"no_gpu_read": 1}

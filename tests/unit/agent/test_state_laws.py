@@ -11,7 +11,15 @@ from random import Random
 
 import pytest
 
-from stoker.agent.actions import ReadInventory, ReadProcesses, SaveJournal, SendFrame, SendHello
+from stoker.agent.actions import (
+    ReadInventory,
+    ReadProcesses,
+    ReleaseDriver,
+    ResumeDriver,
+    SaveJournal,
+    SendFrame,
+    SendHello,
+)
 from stoker.agent.events import (
     CommandReceived,
     Event,
@@ -24,12 +32,16 @@ from stoker.agent.events import (
     ProcessesTaken,
     ProcessReadingBegun,
     ProcessReadingFailed,
+    ReleaseAsked,
+    ReleaseTimePassed,
+    ResumeAsked,
     SampleTaken,
     Started,
     Welcomed,
 )
+from stoker.agent.facts import Fact
 from stoker.agent.model import Command, Drop, Frame, HeldAllocation, Hello, Hold, NodeIdentity
-from stoker.agent.readings import GpuIdentity, GpuSample, Inventory
+from stoker.agent.readings import GpuIdentity, GpuReading, Inventory
 from stoker.agent.records import AllocationDropped, AllocationHeld, Durable, Record
 from stoker.agent.state import NodeState
 
@@ -143,6 +155,8 @@ WEIGHTS = {
     "connect": 6,
     "fail_disk": 2,
     "read_inventory": 1,
+    "release_driver": 1,
+    "resume_driver": 1,
     "cut": 2,
     "crash_node": 1,
     "crash_aggregator": 1,
@@ -177,7 +191,8 @@ class World:
         self.down: deque[Event] = deque()
         self.is_linked = False
         self.is_reading = False
-        self.happen(Started(0.0))
+        self.is_driver_released = False
+        self.happen(Started(self.now))
         self.advance("disk")
 
     def happen(self, event: Event) -> None:
@@ -191,6 +206,10 @@ class World:
                     self.up.append(frame)
                 case ReadProcesses() | ReadInventory():
                     pass  # readings begin at any time here
+                case ReleaseDriver():
+                    self.is_driver_released = True
+                case ResumeDriver():
+                    self.is_driver_released = False
 
     # --- what people do
 
@@ -219,8 +238,17 @@ class World:
 
     def tick(self) -> None:
         self.now += 1.0
-        samples = tuple(GpuSample(uuid, self.now, memory_used_bytes=1) for uuid in GPUS)
-        self.happen(SampleTaken(self.now, samples))
+        facts = {Fact.MEMORY_USED_BYTES: 1.0}
+        readings = tuple(GpuReading(uuid, self.now, facts=facts) for uuid in GPUS)
+        self.happen(ReleaseTimePassed(self.now))
+        self.happen(SampleTaken(self.now, readings))
+
+    def release_driver(self) -> None:
+        until = self.rng.choice([None, self.now + self.rng.uniform(0.0, 20.0)])
+        self.happen(ReleaseAsked(self.now, until, "root"))
+
+    def resume_driver(self) -> None:
+        self.happen(ResumeAsked(self.now, "root"))
 
     def read_inventory(self) -> None:
         self.happen(InventoryRead(self.now, INVENTORY))
@@ -317,10 +345,22 @@ class World:
             assert sum(each.memory_bytes or 0 for each in tenants) <= MEMORY
         if not self.saves:
             assert {e.id for e in self.state.view().held} == Durable().after(self.disk).held.keys()
+        self.check_release()
+
+    def check_release(self) -> None:
+        """The driver is released when somebody wants it so; and then nothing is told of it."""
+        view = self.state.view()
+        assert self.is_driver_released == (view.release is not None)
+        if view.release is not None:
+            assert view.samples == ()
+            assert view.processes is None or not view.processes.processes
+        if not view.release_unsaved:
+            assert Durable().after(self.disk).release == view.release
 
     def come_to_rest(self) -> None:
         """Once nothing breaks any more, the node holds exactly what is granted."""
         self.connect()
+        self.resume_driver()
         for _ in range(4):
             self.read_inventory()
             self.begin_reading()

@@ -1,6 +1,7 @@
 """Values on the wire: absent stays absent, nothing is lost, nonsense is refused."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -21,7 +22,7 @@ from stoker.agent.model import (
     ProcessSeen,
     ProcessTable,
 )
-from stoker.agent.readings import GpuIdentity, GpuSample
+from stoker.agent.readings import GpuFault, GpuIdentity, GpuSample
 from stoker.agent.wire import (
     Ack,
     MalformedMessage,
@@ -203,6 +204,21 @@ def test_what_was_not_read_is_absent_and_zero_is_told() -> None:
     told = {field.name for field, _ in message.samples[0].ListFields()}
     assert told == {"number", "memory_used_bytes"}
     assert {field.name for field, _ in message.ListFields()} == {"sequence", "at", "samples"}
+
+
+def test_a_gpu_that_is_out_is_told_with_its_reason() -> None:
+    faults = (
+        GpuFault(3, "GPU-3", "driver_timeout", "left alone: it hung"),
+        GpuFault(5, None, "gpu_lost", "it fell off the bus"),
+    )
+    frame = Frame(1, 100.0, 0.0, inventory=replace(INVENTORY, missing=faults))
+    message = crossed(frame_message(frame)).frame
+    assert list(message.inventory.missing) == [
+        types_pb2.MissingGpu(
+            index=3, uuid="GPU-3", error_kind="driver_timeout", reason="left alone: it hung"
+        ),
+        types_pb2.MissingGpu(index=5, error_kind="gpu_lost", reason="it fell off the bus"),
+    ]
 
 
 @pytest.mark.parametrize("state", DriverState)

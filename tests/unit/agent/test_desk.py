@@ -1,0 +1,116 @@
+"""Who may ask the agent for what: everybody may look, root and the agent's own user may act."""
+
+import os
+
+import pytest
+from tests.support.node import Node
+
+from stoker.agent.desk import LocalDesk
+from stoker.agent.driver import DriverError
+from stoker.agent.driver_frames import SimulatedDriver
+from stoker.agent.driver_link import DriverHost
+from stoker.agent.events import Event
+from stoker.agent.local import Caller
+from stoker.agent.sampler import Sampler
+from stoker.core.local import (
+    AskProfilingPause,
+    AskProfilingResume,
+    AskRelease,
+    AskResume,
+    AskStatus,
+    Refusal,
+    Released,
+    Request,
+    Status,
+)
+from stoker.testing.clock import VirtualClock
+
+AGENT_UID, SOMEBODY_UID = 998, 1000
+ACTS: dict[str, Request] = {
+    "release": AskRelease(),
+    "resume": AskResume(),
+    "profiling pause": AskProfilingPause(),
+    "profiling resume": AskProfilingResume(),
+}
+
+
+def tell(**_state: str) -> None:
+    """No service manager listens."""
+
+
+@pytest.fixture
+def node() -> Node:
+    return Node().ready()
+
+
+@pytest.fixture
+async def desk(node: Node, monkeypatch: pytest.MonkeyPatch) -> LocalDesk:
+    """The desk of an agent that is run by the user `stoker`."""
+    monkeypatch.setattr(os, "geteuid", lambda: AGENT_UID)
+    host, clock = DriverHost(SimulatedDriver(("1xT4",), "n")), VirtualClock(node.now)
+
+    def happen(event: Event) -> None:
+        node.happen(event)
+
+    async def let_go() -> DriverError | None:
+        return None
+
+    async def saved() -> None:
+        return None
+
+    sampler = Sampler(
+        host,
+        interval_seconds=1.0,
+        slow_interval_seconds=10.0,
+        view=lambda: node.view,
+        happen=happen,
+        tell=tell,
+        clock=clock,
+    )
+    return LocalDesk(
+        host,
+        sampler,
+        aggregators=["127.0.0.1:7070"],
+        user="stoker",
+        view=lambda: node.view,
+        happen=happen,
+        let_go=let_go,
+        saved=saved,
+        clock=clock,
+    )
+
+
+@pytest.mark.parametrize("verb", ACTS)
+async def test_somebody_else_is_refused_and_told_who_may(
+    verb: str, desk: LocalDesk, node: Node
+) -> None:
+    answer = await desk.answer(ACTS[verb], Caller(42, SOMEBODY_UID))
+    assert answer == Refusal(
+        f"{verb} is for root (uid 0) and stoker (uid 998); this is uid {SOMEBODY_UID}"
+    )
+    assert node.view.release is None
+
+
+async def test_everybody_may_look(desk: LocalDesk) -> None:
+    assert isinstance(await desk.answer(AskStatus(), Caller(42, SOMEBODY_UID)), Status)
+
+
+@pytest.mark.parametrize(("uid", "name"), [(0, "root"), (AGENT_UID, "stoker")])
+async def test_a_release_is_in_the_name_of_who_asked(
+    uid: int, name: str, desk: LocalDesk, node: Node
+) -> None:
+    answer = await desk.answer(AskRelease(600.0), Caller(42, uid))
+    assert isinstance(answer, Released)
+    assert answer.release.by == name
+    assert node.view.release is not None
+    assert (node.view.release.by, node.view.release.until) == (name, node.now + 600.0)
+
+
+async def test_a_full_disk_is_said(desk: LocalDesk, node: Node) -> None:
+    node.disk_works = False
+    answer = await desk.answer(AskRelease(), Caller(42, 0))
+    assert isinstance(answer, Released)
+    assert answer.unsaved == "no room"
+    status = await desk.answer(AskStatus(), Caller(42, 0))
+    assert isinstance(status, Status)
+    assert status.release_unsaved == "no room"
