@@ -199,27 +199,27 @@ async def test_client_that_hangs_up_keeps_its_place_for_a_moment_only(stage: Sta
 async def test_keep_alive_extends_a_lease_by_its_ttl(stage: Stage) -> None:
     async with stage.agent():
         granted = await stage.allocate(ttl_seconds=100.0)
-        stage.clock.jump(90)
+        await stage.clock.elapse(90)
         call = stage.fleet.KeepAlive()
         await call.write(fleet_pb2.KeepAliveRequest(allocation_id=granted.id))
         answer = await call.read()
         assert isinstance(answer, fleet_pb2.KeepAliveResponse)
         assert answer.state == GRANTED
         assert answer.expires_at >= granted.expires_at + 90
-        stage.clock.jump(90)
+        await stage.clock.elapse(90)
         assert (await stage.allocations())[granted.id].state == GRANTED
         await call.done_writing()
-        stage.clock.jump(11)
+        await stage.clock.elapse(11)
         await stage.becomes(granted.id, ENDED)
 
 
 async def test_lease_without_keep_alive_ends_at_its_ttl_and_not_before(stage: Stage) -> None:
     async with stage.agent(gpus=1) as agent:
         granted = await stage.allocate(ttl_seconds=100.0)
-        stage.clock.jump(99)
+        await stage.clock.elapse(99)
         await asyncio.sleep(0.2)  # two ticks of the control loop: it had the chance to err
         assert (await stage.allocations())[granted.id].state == GRANTED
-        stage.clock.jump(1)
+        await stage.clock.elapse(1)
         await stage.becomes(granted.id, ENDED)
         assert (await stage.allocations())[granted.id].ended_reason.startswith("expired")
         assert agent.held == {}
@@ -231,6 +231,17 @@ async def test_lease_without_keep_alive_ends_at_its_ttl_and_not_before(stage: St
             assert (answer.state, answer.HasField("expires_at")) == (ENDED, False)
             assert answer.ended_reason
         call.cancel()
+
+
+async def test_lease_outlives_a_standstill_of_the_aggregator(stage: Stage) -> None:
+    """Whoever kept it alive meanwhile could not be heard."""
+    async with stage.agent(gpus=1):
+        granted = await stage.allocate(ttl_seconds=100.0)
+        stage.clock.jump(1000)
+        await asyncio.sleep(0.2)  # two ticks of the control loop: it had the chance to err
+        assert (await stage.allocations())[granted.id].state == GRANTED
+        await stage.clock.elapse(101)
+        await stage.becomes(granted.id, ENDED)
 
 
 async def test_devices_are_free_only_when_the_node_has_let_go(stage: Stage) -> None:

@@ -41,11 +41,11 @@ async def test_grants_survive_and_live_for_their_ttl_from_the_restart(tmp_path: 
         assert (found.state, found.held_by_node) == (GRANTED, False)
         assert dict(found.env) == dict(granted.env)
         assert found.expires_at >= granted.expires_at
-        stage.clock.jump(99)
+        await stage.clock.elapse(99)
         async with stage.agent(held=held, sequence=sequence) as agent:
             assert (await stage.allocations())[granted.id].held_by_node
             assert agent.commands == []
-            stage.clock.jump(1)
+            await stage.clock.elapse(1)
             await stage.becomes(granted.id, ENDED)
 
 

@@ -14,22 +14,44 @@ from typing import Any
 import pytest
 
 from stoker.agent.events import Event, JournalSaved, LinkDown, ProcessesTaken, ProcessReadingBegun
+from stoker.agent.facts import Fact
 from stoker.agent.journal import encode_batch
+from stoker.agent.readings import GpuIdentity, GpuReading
 from stoker.agent.records import Record
 from stoker.agent.state import NodeState
-from stoker.aggregator import commands, decisions, feasibility, views
+from stoker.aggregator import (
+    commands,
+    decisions,
+    feasibility,
+    inventories,
+    reports,
+    sessions,
+    views,
+    wire_fleet,
+)
 from stoker.aggregator.control import Control
 from stoker.aggregator.decisions import Round
-from stoker.aggregator.events import DurableEvent, NodeRegistered
+from stoker.aggregator.events import DurableEvent, FrameArrived, NodeRegistered
 from stoker.aggregator.fleet import Fleet, Snapshot
-from stoker.aggregator.model import Allocation, Claim, Gpu, NodeFacts, NodeStatus, Plan
+from stoker.aggregator.model import (
+    Allocation,
+    Claim,
+    Gpu,
+    GpuSample,
+    NodeFacts,
+    NodeStatus,
+    Plan,
+    ProcessTable,
+)
 from stoker.aggregator.queueing import Kept
 from stoker.aggregator.sessions import AgentLink, ClockOffset
 from stoker.aggregator.store import StoredEvent
 from stoker.aggregator.views import FleetView, GpuView
 from stoker.aggregator.wire import Hello
+from stoker.testing import machine
 from stoker.testing.agent_process import AgentProcess
 from stoker.testing.aggregator_store import LedgerFile, SimulatedStore
+from stoker.testing.driver_host import DriverHost
 from stoker.testing.faults import Faults
 from stoker.testing.network import NO_FAULTS, NetworkFaults
 from stoker.testing.world import Scenario, SimulationFailed, World
@@ -219,6 +241,79 @@ def samples_dated_by_their_arrival(patch: Patch) -> None:
     patch.setattr(ClockOffset, "delay", delay)
 
 
+# --- cards and drivers
+
+
+def hangs_not_noticed(patch: Patch) -> None:
+    def blocks_on(self: DriverHost, gpus: Any, call: str) -> bool:
+        return False
+
+    patch.setattr(DriverHost, "_blocks_on", blocks_on)
+
+
+def old_values_shown(patch: Patch) -> None:
+    def fresh_sample(sample: GpuSample | None, oldest: float) -> GpuSample | None:
+        return sample
+
+    patch.setattr(wire_fleet, "fresh_sample", fresh_sample)
+
+
+def facts_kept_that_were_not_told(patch: Patch) -> None:
+    real = machine.Machine.reading
+    told: dict[str, dict[Fact, float]] = {}
+
+    def reading(self: machine.Machine, gpu: GpuIdentity, now: float) -> GpuReading:
+        found = real(self, gpu, now)
+        if found.facts:
+            told[gpu.uuid] = {**told.get(gpu.uuid, {}), **found.facts}
+            return replace(found, facts=told[gpu.uuid])
+        return found
+
+    patch.setattr(machine.Machine, "reading", reading)
+
+
+def gpu_that_comes_back_trusted_at_once(patch: Patch) -> None:
+    def doubt_processes(self: NodeState, doubted: set[str]) -> Any:
+        yield from ()
+
+    patch.setattr(NodeState, "_doubt_processes", doubt_processes)
+    patch.setattr(NodeState, "_lose_processes", doubt_processes)
+    patch.setattr(reports, "_doubted", _not_doubted)
+
+
+def _not_doubted(table: ProcessTable, uuids: frozenset[str]) -> ProcessTable:
+    return table
+
+
+def missing_gpus_never_back(patch: Patch) -> None:
+    real = reports.after_frame
+
+    def after_frame(
+        before: NodeStatus, event: FrameArrived, tenants: Collection[str]
+    ) -> NodeStatus:
+        after = real(before, event, tenants)
+        return replace(after, missing=tuple(dict.fromkeys((*before.missing, *after.missing))))
+
+    patch.setattr(reports, "after_frame", after_frame)
+
+
+def missing_gpus_taken_for_others(patch: Patch) -> None:
+    """As if a GPU that cannot be read were simply not there: its slot is given up."""
+    real = inventories.with_inventory
+
+    def with_inventory(facts: NodeFacts, inventory: Any, known: NodeFacts | None) -> NodeFacts:
+        return real(facts, replace(inventory, gpus=inventory.gpus[:-1]), known)
+
+    patch.setattr(sessions, "with_inventory", with_inventory)
+
+
+def standstill_not_noticed(patch: Patch) -> None:
+    def look_at_clock(self: Control) -> float:
+        return self._clock.now()
+
+    patch.setattr(Control, "_look_at_clock", look_at_clock)
+
+
 @dataclass(frozen=True)
 class Planted:
     what: str
@@ -242,7 +337,11 @@ SLOW_DISKS = replace(
 BUGS = (
     planted(reply_before_commit, "acknowledged_is_durable"),
     planted(last_event_lost_on_restart, "what_is_restored_is_what_was_stored"),
-    planted(leases_not_prolonged_on_restart, "leases_run_their_time"),
+    planted(
+        leases_not_prolonged_on_restart,
+        "leases_run_their_time",
+        "what_is_kept_alive_does_not_expire",
+    ),
     planted(idempotency_keys_forgotten, "one_grant_per_key"),
     planted(
         keep_alive_promised_while_the_lease_is_being_ended,
@@ -262,7 +361,11 @@ BUGS = (
         faults=replace(Faults.none(), agent_cut_off=4.0),
     ),
     planted(queue_overtaken, "nobody_overtakes_the_queue"),
-    planted(drop_confirmed_without_commands_done, "what_has_ended_is_held_by_nobody"),
+    planted(
+        drop_confirmed_without_commands_done,
+        "what_has_ended_is_held_by_nobody",
+        "every_gpu_can_be_had_again",
+    ),
     planted(released_without_waiting_for_the_node, "what_has_ended_is_held_by_nobody"),
     planted(processes_read_once_and_remembered, "devices_were_looked_at_since_the_last_tenant"),
     planted(
@@ -282,11 +385,30 @@ BUGS = (
         faults=replace(
             Faults.none(),
             aggregator_disk_slow=1.0,
-            gpu_lost=0.5,
-            network=NetworkFaults(stream_breaks_per_message=0.03, slow=0.05),
+            gpu_pulled=0.3,
+            network=NetworkFaults(stream_breaks_per_message=0.08, slow=0.1),
         ),
     ),
     planted(samples_dated_by_their_arrival, "samples_are_not_older_than_they_claim"),
+    planted(hangs_not_noticed, "nothing_goes_where_nothing_is_read"),
+    planted(old_values_shown, "nothing_shown_is_old"),
+    planted(
+        facts_kept_that_were_not_told,
+        "nothing_shown_is_old",
+        faults=replace(Faults.none(), fact_silent=2.0),
+    ),
+    planted(
+        gpu_that_comes_back_trusted_at_once,
+        "processes_were_read_since_the_gpu_came_back",
+        faults=replace(Faults.none(), gpu_lost=2.0, gpu_pulled=2.0),
+    ),
+    planted(missing_gpus_never_back, "everybody_is_up_and_heard", "nobody_overtakes_the_queue"),
+    planted(missing_gpus_taken_for_others, "acknowledged_frames_are_durable"),
+    planted(
+        standstill_not_noticed,
+        "what_is_kept_alive_does_not_expire",
+        faults=replace(Faults.none(), aggregator_stalled=8.0),
+    ),
 )
 
 

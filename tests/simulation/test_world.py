@@ -19,6 +19,7 @@ from stoker.testing.world import Scenario
 HAPPENINGS = (
     *("aggregator starts", "frames", "acknowledged", "expired", "refused by node"),
     *("granted from the queue", "NodeRegistered", "NodeCordoned", "NodeUncordoned"),
+    *("values shown", "missing: driver_timeout", "missing: gpu_lost"),
     *("AllocationRequested", "AllocationGranted", "AllocationReleasing", "AllocationEnded"),
 )
 

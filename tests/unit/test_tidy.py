@@ -18,12 +18,19 @@ LONG_FILES: dict[str, str] = {}
 
 # Modules that do I/O. All others of these parts stand in the contract `pure` of .importlinter.
 EDGES = {
-    "core": {"clock", "config", "daemons", "sdnotify"},
+    "core": {"clock", "config", "daemons", "local", "sdnotify"},
     "agent": {
+        *("dcgm", "dcgm_bindings", "dcgm_source"),
         *("__main__", "config", "daemon", "driver", "driver_frames", "driver_host", "driver_link"),
+        *("nvml_events", "nvml_gpm", "nvml_gpu", "nvml_mig", "nvml_plan", "nvml_processes"),
+        *("nvml_samples", "nvml_session"),
         *("driver_nvml", "driver_process", "exporter", "journal", "link", "processes", "procfs"),
         *("proctable", "simulated", "simulated_card", "simulated_scenario", "simulated_workloads"),
-        "wire",
+        *("simulated_events", "simulated_fields", "simulated_gauges", "simulated_gpm"),
+        *("simulated_health", "simulated_identity", "simulated_instances", "simulated_library"),
+        *("simulated_links", "simulated_mig", "simulated_processes", "simulated_samples"),
+        "simulated_session",
+        *("desk", "local", "page_access", "page_server", "sampler", "tenants", "wire", "words"),
     },
     "aggregator": {
         *("__main__", "answers", "api", "config", "control", "exporter", "failures", "folder_lock"),

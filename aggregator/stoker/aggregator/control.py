@@ -35,6 +35,10 @@ WISHES_PER_ROUND = 64
 SERVE_SECONDS_MIN = 0.05
 # A loop that has not come round for so long is stuck: in the disk, most likely.
 STUCK_SECONDS = 3.0
+# A loop that saw no time for so long stood still, as under SIGSTOP or in a VM that was paused: the
+# keep-alives of that time wait unread. It is less than the shortest TTL, so that a lease that is
+# kept alive never ends by it, and far more than a loop is late under load.
+STANDSTILL_SECONDS = 0.5
 # How often a store that refused is asked whether it takes writes again.
 PROBE_SECONDS = 1.0
 
@@ -76,6 +80,7 @@ class Control:
         self._wake = asyncio.Event()
         self._gathering: asyncio.TimerHandle | None = None
         self._completed_at: float | None = None  # monotonic
+        self._looked_at = (clock.now(), clock.monotonic())
         self._giving_up: frozenset[str] = frozenset()  # by the commit that is under way
         self._turned = asyncio.Event()
         self._failure: StoreError | None = None
@@ -120,7 +125,7 @@ class Control:
                 self._wake.clear()
                 if self._failure is not None:
                     await self._probe()
-                if self._has_work(self._clock.now()):
+                if self._has_work(self._look_at_clock()):
                     await self._round()
                 self._completed_at = self._clock.monotonic()
                 self._turned.set()
@@ -132,6 +137,21 @@ class Control:
         while True:
             self._wake.set()
             await self._clock.sleep(TICK_SECONDS)
+            self._look_at_clock()  # also while a commit keeps the loop waiting
+
+    def _look_at_clock(self) -> float:
+        """Return the time, before something is decided by it.
+
+        After a standstill every lease runs anew from here, as after a restart: nobody could be
+        heard. A wall clock that was set forward looks the same, and ends no lease either.
+        """
+        before, now = self._looked_at, (self._clock.now(), self._clock.monotonic())
+        self._looked_at = now
+        stood_still = max(now[0] - before[0], now[1] - before[1])
+        if stood_still > STANDSTILL_SECONDS:
+            _log.warning("stood still for %.1f s: every lease runs anew from now", stood_still)
+            self._ledger.note(e.Recovered(now[0]))
+        return now[0]
 
     def _nudge(self) -> None:
         """Wake the loop soon when what was recorded or noted gives it something to decide."""
@@ -195,7 +215,7 @@ class Control:
     async def _decide(self, asked: Sequence[_Asked], nodes: set[str] | None) -> None:
         """Decide, store, answer, command; without `nodes` decide on the wishes only."""
         fleet = self._ledger.fleet
-        now = self._clock.now()
+        now = self._look_at_clock()
         a_round = Round(fleet, now, self._new_id, self._hosts)
         served_version = self._served_version
         if nodes is not None:

@@ -6,7 +6,15 @@ store. All carry `at`, Unix seconds on the aggregator's clock.
 
 from dataclasses import dataclass
 
-from stoker.aggregator.model import Command, Device, Frame, HeldAllocation, NodeFacts, Request
+from stoker.aggregator.model import (
+    Command,
+    Device,
+    Frame,
+    HeldAllocation,
+    MissingGpu,
+    NodeFacts,
+    Request,
+)
 
 # --- durable
 
@@ -142,6 +150,7 @@ class AgentConnected:
     session: int  # above 0, different for every stream
     held: tuple[HeldAllocation, ...]
     acked_sequence: int  # of this incarnation; 0: none
+    missing: tuple[MissingGpu, ...] | None = None  # None: the driver has not told of its GPUs yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,9 +187,10 @@ class KeptAlive:
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """The aggregator started from its store: every lease gets its full TTL from here.
+    """The aggregator started from its store, or has stood still: nobody could be heard meanwhile.
 
-    Comes once, after everything that was stored has been applied and before anything is decided.
+    Every lease gets its full TTL from here. Comes after everything that was stored has been applied
+    and before anything is decided.
     """
 
     at: float

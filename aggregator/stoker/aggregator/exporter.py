@@ -19,7 +19,7 @@ from prometheus_client.registry import Collector
 
 from stoker.aggregator.fleet import INTERVALS_FRESH, Fleet
 from stoker.aggregator.meters import Meters
-from stoker.aggregator.model import AllocationState, GpuSample, NodeStatus
+from stoker.aggregator.model import AllocationState, DriverState, GpuSample, NodeStatus
 from stoker.aggregator.views import GpuView, NodeView
 from stoker.aggregator.wire_fleet import fresh_sample, node_state
 from stoker.core.addresses import Address
@@ -37,6 +37,7 @@ _NODE_STATES = {
     fleet_pb2.NODE_STATE_STALE: "stale",
     fleet_pb2.NODE_STATE_DISCONNECTED: "disconnected",
 }
+_DRIVER_STATES = ", ".join(DriverState)
 _GAUGES: Mapping[str, tuple[str, Callable[[GpuSample], float | None]]] = {
     "memory_used_bytes": (
         "Memory in use, without what the driver keeps for itself.",
@@ -158,22 +159,34 @@ def _node_metrics(picture: Picture) -> Iterator[Metric]:
     cordoned = GaugeMetricFamily(
         "stoker_node_cordoned", "Whether the node takes nothing new.", labels=("node",)
     )
+    driver = GaugeMetricFamily(
+        "stoker_node_driver_state",
+        f"Always 1; the label tells what a connected node says of its driver: {_DRIVER_STATES}.",
+        labels=("node", "state"),
+    )
     for name, node in picture.nodes.items():
         state = _state_of(picture, name)
         count[_NODE_STATES[state]] += 1
         up.add_metric((name,), node.connected)
         ready.add_metric((name,), state == fleet_pb2.NODE_STATE_READY)
         cordoned.add_metric((name,), node.node.cordoned is not None)
+        if node.connected:
+            driver.add_metric((name, node.driver), 1)
     states = GaugeMetricFamily("stoker_fleet_nodes", "Nodes by state.", labels=("state",))
     for state_name, number in count.items():
         states.add_metric((state_name,), number)
-    yield from (states, up, ready, cordoned)
+    yield from (states, up, ready, cordoned, driver)
 
 
 def _gpu_metrics(picture: Picture) -> Iterator[Metric]:
     count = dict.fromkeys(_GPU_STATES, 0)
     total = _gpu_gauge("memory_total_bytes", "All memory of the GPU.")
     gauges = {fact: _gpu_gauge(fact, text) for fact, (text, _) in _GAUGES.items()}
+    missing = GaugeMetricFamily(
+        "stoker_fleet_gpus_missing",
+        "GPUs that the driver of a node counts and that cannot be read, by kind of error.",
+        labels=("node", "error_kind"),
+    )
     for name, node in picture.nodes.items():
         is_ready = _state_of(picture, name) == fleet_pb2.NODE_STATE_READY
         status = picture.statuses.get(name)
@@ -182,6 +195,8 @@ def _gpu_metrics(picture: Picture) -> Iterator[Metric]:
         for gpu in node.gpus:
             is_open = is_ready and node.node.cordoned is None
             count[_gpu_state(gpu, is_open=is_open)] += 1
+            if gpu.missing is not None:
+                continue
             facts = gpu.gpu
             labels = (name, str(facts.index), facts.uuid, facts.model)
             total.add_metric(labels, facts.memory_total_bytes)
@@ -192,15 +207,17 @@ def _gpu_metrics(picture: Picture) -> Iterator[Metric]:
                 value = read(sample)
                 if value is not None:
                     gauges[fact].add_metric(labels, value)
+        for error_kind, number in Counter(each.error_kind for each in node.missing).items():
+            missing.add_metric((name, error_kind), number)
     states = GaugeMetricFamily(
         "stoker_fleet_gpus",
         "GPUs by state: free, allocated (whole), shared, foreign (used by others), unavailable "
-        "(not read, not fresh, or on a cordoned node).",
+        "(not read, out of use, not fresh, or on a cordoned node).",
         labels=("state",),
     )
     for state, number in count.items():
         states.add_metric((state,), number)
-    yield from (states, total, *gauges.values())
+    yield from (states, missing, total, *gauges.values())
 
 
 def _allocation_metrics(picture: Picture) -> Iterator[Metric]:

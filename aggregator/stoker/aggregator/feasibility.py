@@ -3,7 +3,14 @@
 from collections.abc import Callable
 
 from stoker.aggregator.model import Refusal, Request
-from stoker.aggregator.views import FleetView, GpuView, NodeView, describe_foreign, name_some
+from stoker.aggregator.views import (
+    FleetView,
+    GpuView,
+    NodeView,
+    describe_foreign,
+    describe_missing,
+    name_some,
+)
 from stoker.core.model_names import names_match
 from stoker.core.units import format_bytes, format_duration
 
@@ -20,7 +27,10 @@ def refuse(request: Request, node: NodeView, view: FleetView) -> Refusal | None:
 
 
 def could_ever_fit(request: Request, node: NodeView, view: FleetView) -> bool:
-    """Whether the node would host the request once it were free, fresh and uncordoned."""
+    """Whether the node would host the request once it were free, fresh and uncordoned.
+
+    Nobody waits for a GPU that is out of use: it may take a person to bring it back.
+    """
     return all(a_filter(request, node, view) is None for a_filter in LASTING_FILTERS)
 
 
@@ -89,17 +99,19 @@ def _asked_model(request: Request, node: NodeView, view: FleetView) -> Refusal |
 
 
 def _total_size(request: Request, node: NodeView, view: FleetView) -> Refusal | None:
-    gpus = matching_gpus(request, node)
+    gpus = [gpu for gpu in matching_gpus(request, node) if gpu.missing is None]
     if request.memory_bytes is None:
         if len(gpus) >= request.gpus:
             return None
-        reason = f"wanted {request.described()} on one node, it has {len(gpus)}"
+        found = f"{len(gpus)} of {node.gpus_total} GPUs" if node.missing else str(len(gpus))
+        reason = f"wanted {request.described()} on one node, it has {found}" + _out_of_use(node)
         return Refusal(node.name, "gpus_total", reason, str(request.gpus), str(len(gpus)))
     largest = max((gpu.gpu.memory_total_bytes - gpu.reserved_bytes for gpu in gpus), default=0)
     if largest >= request.memory_bytes:
         return None
     wanted, found = _told_apart(request.memory_bytes, largest)
     reason = f"wanted {wanted} of one GPU, its largest has {found} beyond what the driver keeps"
+    reason += _out_of_use(node)
     return Refusal(
         node.name, "memory_total", reason, str(request.memory_bytes), str(max(0, largest))
     )
@@ -140,7 +152,8 @@ def _free_gpus(request: Request, node: NodeView, view: FleetView) -> Refusal | N
     free = count_free(request, node)
     reason = f"wanted {request.described()} free on one node, {free} of {len(gpus)} are"
     taken = [gpu for gpu in gpus if not gpu.is_free]
-    return Refusal(node.name, "gpus_free", reason + _held_by(taken), str(request.gpus), str(free))
+    reason += _held_by(taken, node)
+    return Refusal(node.name, "gpus_free", reason, str(request.gpus), str(free))
 
 
 def _free_memory(request: Request, node: NodeView, view: FleetView) -> Refusal | None:
@@ -150,7 +163,7 @@ def _free_memory(request: Request, node: NodeView, view: FleetView) -> Refusal |
     gpus = matching_gpus(request, node)
     largest = max((gpu.room_bytes for gpu in gpus), default=0)
     wanted, found = _told_apart(memory_bytes, largest)
-    reason = f"wanted {wanted} of one GPU, at most {found} is free on one" + _held_by(gpus)
+    reason = f"wanted {wanted} of one GPU, at most {found} is free on one" + _held_by(gpus, node)
     return Refusal(node.name, "memory_free", reason, str(memory_bytes), str(largest))
 
 
@@ -180,8 +193,13 @@ def _told_apart(wanted_bytes: int, found_bytes: int) -> tuple[str, str]:
     return wanted, found
 
 
-def _held_by(gpus: list[GpuView]) -> str:
-    """Return who holds what is not free, for the end of a sentence."""
+def _out_of_use(node: NodeView) -> str:
+    """Return the GPUs that would count if they could be read, for the end of a sentence."""
+    return f"; {describe_missing(node.missing)}" if node.missing else ""
+
+
+def _held_by(gpus: list[GpuView], node: NodeView) -> str:
+    """Return who holds what is not free, and what cannot be used, for the end of a sentence."""
     parts: list[str] = []
     allocated = sorted({claim.allocation_id for gpu in gpus for claim in gpu.claims})
     if allocated:
@@ -195,7 +213,9 @@ def _held_by(gpus: list[GpuView]) -> str:
     in_mig_mode = [f"GPU {gpu.gpu.index}" for gpu in gpus if gpu.gpu.mig_enabled]
     if in_mig_mode:
         parts.append(f"MIG mode: {', '.join(in_mig_mode)}")
-    unread = [f"GPU {gpu.gpu.index}" for gpu in gpus if not gpu.is_read]
+    if node.missing:
+        parts.append(describe_missing(node.missing))
+    unread = [f"GPU {gpu.gpu.index}" for gpu in gpus if not gpu.is_read and gpu.missing is None]
     if unread:
         parts.append(f"the newest reading of {', '.join(unread)} failed")
     unknown = [f"GPU {gpu.gpu.index}" for gpu in gpus if gpu.is_read and not gpu.processes_known]

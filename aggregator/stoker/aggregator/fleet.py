@@ -464,7 +464,7 @@ class Fleet:
         for allocation in self.allocations.values():
             if allocation.state is AllocationState.GRANTED:
                 self._lease(allocation.id, at)
-            elif allocation.state is AllocationState.WAITING:
+            elif allocation.state is AllocationState.WAITING and allocation.id not in self.attached:
                 self.detached_since[allocation.id] = at
         self._is_recovered = True
 

@@ -125,6 +125,16 @@ class Gpu:
 
 
 @dataclass(frozen=True, slots=True)
+class MissingGpu:
+    """A GPU that the driver counts and the node cannot read: out of use until it can."""
+
+    index: int  # position in PCI order
+    uuid: str  # empty: nobody ever read it
+    error_kind: str  # stable for programs: "driver_timeout", "gpu_lost", "reset_required", ...
+    reason: str  # one sentence for a person
+
+
+@dataclass(frozen=True, slots=True)
 class NodeFacts:
     """What an agent says of its node at hello; durable, so that a restart knows the fleet."""
 
@@ -138,6 +148,7 @@ class NodeFacts:
     interval_seconds: float = 1.0
     driver_version: str = ""
     cuda_version: str = ""
+    # Also those that cannot be read now: which those are is `NodeStatus.missing`, and not durable.
     gpus: tuple[Gpu, ...] = ()
 
 
@@ -227,6 +238,7 @@ class DriverState(StrEnum):
     READING = "reading"
     BLOCKED = "blocked"
     FAILED = "failed"
+    RELEASED = "released"  # on request, until it is told otherwise
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +270,7 @@ class Frame:
     processes: ProcessTable | None = None
     held: tuple[HeldAllocation, ...] | None = None
     refusals: tuple[HoldRefusal, ...] = ()
-    facts: NodeFacts | None = None  # the inventory changed
+    missing: tuple[MissingGpu, ...] | None = None  # told with an inventory, complete
     driver: DriverState | None = None
     driver_reason: str = ""
     frames_dropped: int = 0
@@ -276,6 +288,7 @@ class NodeStatus:
     processes: ProcessTable | None = None  # None: not known yet
     held: Mapping[str, HeldAllocation] | None = None  # None: not known yet
     refusals: Mapping[str, str] | None = None  # allocation id -> why the node cannot hold it
+    missing: tuple[MissingGpu, ...] = ()  # by the last inventory
     commands_done: int = 0
     driver: DriverState = DriverState.STARTING
     driver_reason: str = ""

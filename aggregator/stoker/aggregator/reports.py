@@ -4,7 +4,18 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from stoker.aggregator.events import AgentConnected, FrameArrived
-from stoker.aggregator.model import Frame, GpuSample, NodeStatus, ProcessTable
+from stoker.aggregator.model import (
+    DriverState,
+    Frame,
+    GpuSample,
+    MissingGpu,
+    NodeStatus,
+    ProcessTable,
+)
+
+# What a driver is said to be that cannot be read. One of which nothing was said on this stream yet
+# is `STARTING`, too: frames that are sent again come before the one that says it.
+_SILENT = (DriverState.BLOCKED, DriverState.FAILED, DriverState.RELEASED)
 
 
 def after_connect(before: NodeStatus, event: AgentConnected) -> NodeStatus:
@@ -12,6 +23,7 @@ def after_connect(before: NodeStatus, event: AgentConnected) -> NodeStatus:
 
     Of the last stream only telemetry still holds, as it tells its own age. Processes and driver are
     not known until a frame of this stream tells them: meanwhile the host may have been rebooted.
+    GPUs that were out of use are so until an inventory tells.
     """
     return NodeStatus(
         session=event.session,
@@ -20,6 +32,7 @@ def after_connect(before: NodeStatus, event: AgentConnected) -> NodeStatus:
         last_sample_at=before.last_sample_at,
         samples=before.samples,
         held={held.id: held for held in event.held},
+        missing=before.missing if event.missing is None else event.missing,
         acked_sequence=event.acked_sequence,
     )
 
@@ -38,16 +51,28 @@ def after_frame(before: NodeStatus, event: FrameArrived, tenants: Collection[str
         known = {**(refusals or {}), **{r.allocation_id: r.reason for r in frame.refusals}}
         refusals = {id_: known[id_] for id_ in tenants if id_ in known}
     has_driver = frame.driver is not None
+    driver = before.driver if frame.driver is None else frame.driver
+    missing = before.missing if frame.missing is None else frame.missing
+    processes = before.processes if frame.processes is None else frame.processes
+    if frame.missing is not None:
+        # Of what goes nothing is known any more, of what comes back nothing yet.
+        changed = _uuids(before.missing) ^ _uuids(missing)
+        samples = _without(samples, _uuids(missing))
+        if frame.processes is None and processes is not None:
+            processes = _doubted(processes, changed)
+    if driver not in (DriverState.READING, before.driver) or driver in _SILENT:
+        samples = None  # a driver that does not answer tells nothing: not even what was so just now
     return replace(
         before,
         last_frame_at=event.at,
         last_sample_at=sampled_at,
         samples=samples,
-        processes=before.processes if frame.processes is None else frame.processes,
+        processes=processes,
         held=before.held if frame.held is None else {held.id: held for held in frame.held},
         refusals=refusals,
         commands_done=max(before.commands_done, frame.commands_done),
-        driver=before.driver if frame.driver is None else frame.driver,
+        missing=missing,
+        driver=driver,
         driver_reason=frame.driver_reason if has_driver else before.driver_reason,
         frames_dropped=frame.frames_dropped,
         acked_sequence=frame.sequence,
@@ -65,9 +90,31 @@ def changes_placement(before: NodeStatus, after: NodeStatus) -> bool:
     """Whether something other than time decides differently where a request can go."""
     return (
         after.held is not before.held
+        or after.missing != before.missing
         or (after.driver, after.driver_reason) != (before.driver, before.driver_reason)
         or not _are_same_processes(after.processes, before.processes)
         or not _are_same_gpus(after.samples, before.samples)
+    )
+
+
+def _uuids(missing: tuple[MissingGpu, ...]) -> frozenset[str]:
+    return frozenset(each.uuid for each in missing if each.uuid)
+
+
+def _without(
+    samples: Mapping[str, GpuSample] | None, uuids: frozenset[str]
+) -> Mapping[str, GpuSample] | None:
+    if samples is None or uuids.isdisjoint(samples):
+        return samples
+    return {uuid: sample for uuid, sample in samples.items() if uuid not in uuids}
+
+
+def _doubted(table: ProcessTable, uuids: frozenset[str]) -> ProcessTable:
+    """Return the table without what it says of these GPUs."""
+    return replace(
+        table,
+        processes=tuple(each for each in table.processes if each.gpu_uuid not in uuids),
+        unread_gpu_uuids=tuple(sorted(uuids | set(table.unread_gpu_uuids))),
     )
 
 

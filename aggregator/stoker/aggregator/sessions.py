@@ -16,10 +16,11 @@ import grpc
 
 from stoker.aggregator import events as e
 from stoker.aggregator.failures import CallFailure, Context, store_unavailable
+from stoker.aggregator.inventories import named, with_inventory
 from stoker.aggregator.ledger import Ledger
 from stoker.aggregator.limits import Malformed
 from stoker.aggregator.meters import Meters
-from stoker.aggregator.model import Command, NodeFacts
+from stoker.aggregator.model import Command, MissingGpu, NodeFacts
 from stoker.aggregator.rpc import received
 from stoker.aggregator.wire import (
     PROTOCOL_VERSION,
@@ -30,7 +31,6 @@ from stoker.aggregator.wire import (
     read_hello,
     read_inventory,
     welcome_message,
-    with_inventory,
 )
 from stoker.core.clock import Clock
 from stoker.core.errors import StoreError
@@ -282,11 +282,17 @@ class AgentLink:
         await self._record(facts)
         if session.ending is not None:
             raise session.ending
-        if hello.inventory is not None or (known and known.facts.incarnation == facts.incarnation):
-            session.uuids = {gpu.number: gpu.uuid for gpu in facts.gpus}
-        session.has_inventory = hello.inventory is not None or bool(facts.gpus)
+        inventory = hello.inventory_beside(known.facts if known else None)
+        if inventory is not None:
+            session.uuids = inventory.uuids()
+        elif known and known.facts.incarnation == facts.incarnation:
+            session.uuids = {gpu.number: gpu.uuid for gpu in facts.gpus if gpu.number}
+        session.has_inventory = inventory is not None or bool(facts.gpus)
         now = self._clock.now()
-        connected = e.AgentConnected(now, session.node, session.id, hello.held, session.acked)
+        missing = None if inventory is None else inventory.missing
+        connected = e.AgentConnected(
+            now, session.node, session.id, hello.held, session.acked, missing
+        )
         session.is_connected = True
         self._ledger.note(connected)
 
@@ -345,10 +351,11 @@ class AgentLink:
         now = self._clock.now()
         sampled_at = now - session.offset.delay(message.monotonic_seconds, arrived)
         urgent = bool(message.refusals) or message.HasField("held")
+        missing: tuple[MissingGpu, ...] | None = None
         if message.HasField("inventory"):
             urgent = True
-            await self._take_inventory(session, message.inventory, now)
-        frame = read_frame(message, session.uuids, sampled_at)
+            missing = await self._take_inventory(session, message.inventory)
+        frame = read_frame(message, session.uuids, sampled_at, missing)
         if frame.commands_done > session.commands_done:
             session.commands_done = frame.commands_done
             urgent = True
@@ -363,15 +370,17 @@ class AgentLink:
         self._owe_ack(session, arrived, urgent=urgent)
 
     async def _take_inventory(
-        self, session: _Session, message: agent_pb2.Inventory, now: float
-    ) -> None:
-        inventory = read_inventory(message, "frame.inventory")
+        self, session: _Session, message: agent_pb2.Inventory
+    ) -> tuple[MissingGpu, ...]:
+        """Have the GPUs on disk; return those that are missing."""
         known = self._ledger.fleet.nodes[session.node].facts
-        await self._record(with_inventory(known, inventory))
+        inventory = named(read_inventory(message, "frame.inventory"), known)
+        await self._record(with_inventory(known, inventory, known))
         if session.ending is not None:
             raise session.ending
         session.uuids = inventory.uuids()
         session.has_inventory = True
+        return inventory.missing
 
     # --- down
 

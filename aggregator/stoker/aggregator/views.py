@@ -1,11 +1,19 @@
 """The fleet as deciders see it: immutable values made from registered facts, claims and reports."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
-from stoker.aggregator.model import Claim, DriverState, Gpu, Node, NodeStatus, Process
+from stoker.aggregator.model import (
+    Claim,
+    DriverState,
+    Gpu,
+    MissingGpu,
+    Node,
+    NodeStatus,
+    Process,
+)
 from stoker.aggregator.scoring import share_score
 
 _NAMED_MAX = 3  # how many of a kind a sentence names
@@ -19,6 +27,7 @@ class GpuView:
     claims: tuple[Claim, ...]
     foreign: tuple[Process, ...]  # processes on it that are none of ours
     strays: tuple[str, ...]  # ids that the node holds it for, and the ledger does not
+    missing: MissingGpu | None  # why it is out of use; None: it is not
     is_read: bool  # the newest sample told something of it
     processes_known: bool  # the newest process table has it
     reserved_bytes: int  # kept by the driver
@@ -40,6 +49,7 @@ class NodeView:
     driver: DriverState
     problem: str  # why nothing at all can be placed, apart from staleness and cordon; empty: none
     gpus: tuple[GpuView, ...]
+    missing: tuple[MissingGpu, ...]  # all that are out of use, also those that nobody ever read
     free_gpus: int
     free_by_model: Mapping[str, int]  # of every model that the node has
     room_bytes_max: int  # the largest share that one of its GPUs can take
@@ -49,6 +59,12 @@ class NodeView:
     def name(self) -> str:
         """The node's name, unique in the fleet."""
         return self.node.facts.name
+
+    @property
+    def gpus_total(self) -> int:
+        """How many GPUs the host has, those included that cannot be read."""
+        known = {gpu.gpu.uuid for gpu in self.gpus}
+        return len(self.gpus) + sum(each.uuid not in known for each in self.missing)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +97,7 @@ def view_node(node: Node, claims: Mapping[str, tuple[Claim, ...]], status: NodeS
         driver=status.driver,
         problem=_problem(status),
         gpus=gpus,
+        missing=status.missing,
         free_gpus=free.total(),
         free_by_model=free,
         room_bytes_max=max((gpu.room_bytes for gpu in gpus), default=0),
@@ -102,7 +119,8 @@ def view_gpu(
     table = status.processes
     processes = table.processes if table else ()
     foreign = tuple(p for p in processes if p.gpu_uuid == gpu.uuid and p.allocation_id not in ours)
-    is_read = sample is not None and sample.is_read
+    missing = next((each for each in status.missing if each.uuid == gpu.uuid), None)
+    is_read = sample is not None and sample.is_read and missing is None
     known = table is not None and gpu.uuid not in table.unread_gpu_uuids
     strays = tuple(id_ for id_ in held_for if id_ not in ours)
     # With MIG on, a card gives nothing but its instances: the whole card runs no program.
@@ -112,6 +130,7 @@ def view_gpu(
         claims=claims,
         foreign=foreign,
         strays=strays,
+        missing=missing,
         is_read=is_read,
         processes_known=known,
         reserved_bytes=reserved,
@@ -127,6 +146,29 @@ def describe_foreign(processes: Iterable[Process]) -> str:
         for p in processes
     ]
     return name_some(shown)
+
+
+def describe_missing(missing: Sequence[MissingGpu]) -> str:
+    """Return which GPUs are out of use and why, the first few of them with the reason."""
+    shown = [f"GPU {each.index} is out: {each.reason}" for each in missing[:_NAMED_MAX]]
+    more = [f"GPU {each.index}" for each in missing[_NAMED_MAX:]]
+    return "; ".join([*shown, f"out as well: {', '.join(more)}"] if more else shown)
+
+
+def driver_problem(driver: DriverState, reason: str) -> str:
+    """Return why no GPU of a node can be read, in a clause; empty: they can."""
+    match driver:
+        case DriverState.READING:
+            return ""
+        case DriverState.STARTING:
+            return "its driver has not been read yet"
+        case DriverState.BLOCKED | DriverState.FAILED:
+            return f"driver {driver}: {reason or 'no reason given'}"
+        case DriverState.RELEASED:
+            what = reason or "its driver was released"
+            return f"{what}: `stoker agent resume` on the host takes the driver again"
+        case _:
+            assert_never(driver)
 
 
 def name_some(names: list[str]) -> str:
@@ -153,12 +195,4 @@ def _room(
 def _problem(status: NodeStatus) -> str:
     if status.session == 0:
         return f"disconnected: {status.disconnected_reason}"
-    match status.driver:
-        case DriverState.READING:
-            return ""
-        case DriverState.STARTING:
-            return "its driver has not been read yet"
-        case DriverState.BLOCKED | DriverState.FAILED:
-            return f"driver {status.driver}: {status.driver_reason}"
-        case _:
-            assert_never(status.driver)
+    return driver_problem(status.driver, status.driver_reason)

@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from stoker.aggregator import limits
+from stoker.aggregator.inventories import Inventory, named, with_inventory
 from stoker.aggregator.limits import Malformed
 from stoker.aggregator.model import (
     Command,
@@ -14,6 +15,7 @@ from stoker.aggregator.model import (
     GpuSample,
     HeldAllocation,
     HoldRefusal,
+    MissingGpu,
     NodeFacts,
     Process,
     ProcessTable,
@@ -29,20 +31,8 @@ _DRIVER_STATES = {
     agent_pb2.DRIVER_STATE_READING: DriverState.READING,
     agent_pb2.DRIVER_STATE_BLOCKED: DriverState.BLOCKED,
     agent_pb2.DRIVER_STATE_FAILED: DriverState.FAILED,
+    agent_pb2.DRIVER_STATE_RELEASED: DriverState.RELEASED,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Inventory:
-    """The GPUs of a node and what drives them."""
-
-    driver_version: str
-    cuda_version: str
-    gpus: tuple[Gpu, ...]
-
-    def uuids(self) -> dict[int, str]:
-        """Return the UUID of each of the agent's short numbers."""
-        return {gpu.number: gpu.uuid for gpu in self.gpus}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,24 +45,16 @@ class Hello:
     process_id: str
     monotonic_seconds: float
 
+    def inventory_beside(self, known: NodeFacts | None) -> Inventory | None:
+        """Return the inventory, its missing GPUs named where they were `known` before."""
+        return None if self.inventory is None else named(self.inventory, known)
+
     def complete_facts(self, known: NodeFacts | None) -> NodeFacts:
         """Return the facts with GPUs; those known before, while the driver has not answered."""
-        if self.inventory is not None:
-            return with_inventory(self.facts, self.inventory)
-        if known is None:
-            return self.facts
-        kept = Inventory(known.driver_version, known.cuda_version, known.gpus)
-        return with_inventory(self.facts, kept)
-
-
-def with_inventory(facts: NodeFacts, inventory: Inventory) -> NodeFacts:
-    """Return the facts with these GPUs."""
-    return replace(
-        facts,
-        driver_version=inventory.driver_version,
-        cuda_version=inventory.cuda_version,
-        gpus=inventory.gpus,
-    )
+        inventory = self.inventory_beside(known)
+        if inventory is None and known is not None:
+            inventory = Inventory(known.driver_version, known.cuda_version, known.gpus)
+        return self.facts if inventory is None else with_inventory(self.facts, inventory, known)
 
 
 # --- up: what agents say
@@ -117,18 +99,36 @@ def read_inventory(message: agent_pb2.Inventory, field: str) -> Inventory:
         ("uuid", [gpu.uuid for gpu in gpus]),
     ):
         _check_unique(values, f"{field}.gpus[].{name}")
+    if len(message.missing) > GPUS_PER_NODE_MAX:
+        found = len(message.missing)
+        raise Malformed(f"{field}.missing", f"at most {GPUS_PER_NODE_MAX}, found {found}")
     return Inventory(
         driver_version=limits.text(message.driver_version, f"{field}.driver_version"),
         cuda_version=limits.text(message.cuda_version, f"{field}.cuda_version"),
         gpus=gpus,
+        missing=tuple(
+            MissingGpu(
+                index=each.index,
+                uuid=limits.text(each.uuid, f"{field}.missing[{i}].uuid", limits.ID_BYTES_MAX),
+                error_kind=limits.text(each.error_kind, f"{field}.missing[{i}].error_kind"),
+                reason=each.reason[: limits.REASON_BYTES_MAX],
+            )
+            for i, each in enumerate(message.missing)
+        ),
     )
 
 
-def read_frame(message: agent_pb2.Frame, uuids: Mapping[int, str], sampled_at: float) -> Frame:
-    """Return the frame as a value, all but its inventory.
+def read_frame(
+    message: agent_pb2.Frame,
+    uuids: Mapping[int, str],
+    sampled_at: float,
+    missing: tuple[MissingGpu, ...] | None = None,
+) -> Frame:
+    """Return the frame as a value.
 
     `uuids`: the UUID of each GPU's short number; samples of other GPUs are left out. `sampled_at`:
-    when the frame was made, on the aggregator's clock.
+    when the frame was made, on the aggregator's clock. `missing`: of its inventory, if it has one,
+    which was looked at before.
     """
     if message.sequence == 0:
         raise Malformed("frame.sequence", "must be 1 or more, found 0")
@@ -151,6 +151,7 @@ def read_frame(message: agent_pb2.Frame, uuids: Mapping[int, str], sampled_at: f
         refusals=_refusals(message.refusals) if message.refusals else (),
         driver=driver,
         driver_reason=driver_reason,
+        missing=missing,
         frames_dropped=message.frames_dropped,
     )
 

@@ -10,9 +10,9 @@ from stoker.aggregator.model import (
     AllocationState,
     Claim,
     Device,
-    DriverState,
     Gpu,
     GpuSample,
+    MissingGpu,
     Node,
     NodeStatus,
     Process,
@@ -20,6 +20,7 @@ from stoker.aggregator.model import (
     Refusals,
     Request,
 )
+from stoker.aggregator.views import driver_problem
 from stoker.core.units import format_duration
 from stoker.v1 import fleet_pb2, types_pb2
 
@@ -160,6 +161,7 @@ def node_message(
         last_sample_at=status.last_sample_at,
         interval_seconds=facts.interval_seconds,
         cuda_version=facts.cuda_version,
+        missing_gpus=[_missing(each) for each in status.missing],
     )
 
 
@@ -169,11 +171,9 @@ def node_state(
     """Return the node's state and, unless it is ready, why it is not."""
     if status.session == 0:
         return fleet_pb2.NODE_STATE_DISCONNECTED, status.disconnected_reason
-    if status.driver is not DriverState.READING:
-        reason = status.driver_reason or "no reason given"
-        if status.driver is DriverState.STARTING:
-            return fleet_pb2.NODE_STATE_STALE, "its driver has not been read yet"
-        return fleet_pb2.NODE_STATE_STALE, f"driver {status.driver}: {reason}"
+    problem = driver_problem(status.driver, status.driver_reason)
+    if problem:
+        return fleet_pb2.NODE_STATE_STALE, problem
     if fresh_until is None:
         return fleet_pb2.NODE_STATE_STALE, "no sample of its GPUs has arrived yet"
     if now > fresh_until:
@@ -257,6 +257,15 @@ def _gpu(
             )
         )
     return message
+
+
+def _missing(missing: MissingGpu) -> types_pb2.MissingGpu:
+    return types_pb2.MissingGpu(
+        index=missing.index,
+        uuid=missing.uuid,
+        error_kind=missing.error_kind,
+        reason=missing.reason,
+    )
 
 
 def _process(process: Process) -> types_pb2.Process:

@@ -153,6 +153,16 @@ class Gpu:
 
 
 @dataclass(frozen=True, slots=True)
+class MissingGpu:
+    """A GPU that the driver counts and that cannot be read: it is out of use until it can be."""
+
+    index: int  # on its node, in PCI order
+    uuid: str  # empty: nobody ever read it
+    error_kind: str  # stable name for programs: "driver_timeout", "gpu_lost", ...
+    reason: str  # one sentence for a person
+
+
+@dataclass(frozen=True, slots=True)
 class Node:
     """A host of GPUs, as the aggregator knows it."""
 
@@ -169,7 +179,8 @@ class Node:
     cuda_version: str
     interval_seconds: float  # between two samples
     last_sample_at: float | None
-    gpus: tuple[Gpu, ...]
+    gpus: tuple[Gpu, ...]  # also those that are out of use, as they were known
+    missing_gpus: tuple[MissingGpu, ...] = ()  # those that are out of use, and why
 
 
 @dataclass(frozen=True, slots=True)

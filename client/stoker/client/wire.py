@@ -21,6 +21,7 @@ from stoker.client.model import (
     Explanation,
     Gpu,
     KeptAlive,
+    MissingGpu,
     Node,
     Nodes,
     NodeState,
@@ -317,6 +318,10 @@ def _node(message: fleet_pb2.Node) -> Node:
         interval_seconds=message.interval_seconds,
         last_sample_at=_given(message, "last_sample_at"),
         gpus=tuple(_gpu(each) for each in message.gpus),
+        missing_gpus=tuple(
+            MissingGpu(each.index, each.uuid, each.error_kind, each.reason)
+            for each in message.missing_gpus
+        ),
     )
 
 

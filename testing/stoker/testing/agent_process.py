@@ -10,27 +10,30 @@ from stoker.agent.actions import (
     Action,
     ReadInventory,
     ReadProcesses,
+    ReleaseDriver,
+    ResumeDriver,
     SaveJournal,
     SendFrame,
     SendHello,
 )
 from stoker.agent.journal import decode_batch, encode_batch
-from stoker.agent.model import DriverState, DriverStatus, HeldAllocation, NodeIdentity
+from stoker.agent.model import HeldAllocation, NodeIdentity
 from stoker.agent.records import Durable, Record
 from stoker.agent.state import NodeState
 from stoker.testing.calls import AGGREGATOR, CONNECT, Failed, packet, read_packet
 from stoker.testing.disk import Disk
+from stoker.testing.driver_host import DriverHost
 from stoker.testing.machine import Machine
 from stoker.testing.network import End
 from stoker.testing.process import Process, Surroundings
 from stoker.testing.witness import Witness
 from stoker.v1 import agent_pb2
 
-READING_SECONDS = (0.001, 0.02)
 PROCESS_READING_SECONDS = (0.005, 0.05)
 PROCESS_INTERVAL_SECONDS = 5.0
 INVENTORY_INTERVAL_SECONDS = 3.0
-DRIVER_PATIENCE_SECONDS = 1.0
+# How often a release is looked at that may have come to its end.
+RELEASE_TICK_SECONDS = 0.5
 REDIAL_SECONDS = (0.1, 2.0)
 WELCOME_PATIENCE_SECONDS = 10.0
 
@@ -78,6 +81,17 @@ class AgentProcess(Process):
         self.crash("power failure")
         self.machine.reboot(self.now, f"boot-{self.around.rng.randrange(1 << 32):08x}")
 
+    def ask_release(self, seconds: float | None, by: str) -> None:
+        """Have the driver let go of for so long, or until it is asked back."""
+        if self.is_up:
+            until = None if seconds is None else self._wall() + seconds
+            self.guarded(lambda: self._handle(e.ReleaseAsked(self._wall(), until, by)))()
+
+    def ask_resume(self, by: str) -> None:
+        """Have the driver taken again."""
+        if self.is_up:
+            self.guarded(lambda: self._handle(e.ResumeAsked(self._wall(), by)))()
+
     # --- a life
 
     def begin(self) -> None:
@@ -98,9 +112,11 @@ class AgentProcess(Process):
         self._end: End | None = None
         self._is_reading = False
         self._read_again = False
-        self._driver = DriverStatus(DriverState.STARTING)
+        self._host = DriverHost(self.machine, self, self._handle)
+        self._host.begin()
         self._handle(e.Started(self._wall()))
-        self.after(self.around.rng.uniform(0.0, 0.5), self._read_inventory_regularly)
+        self.after(INVENTORY_INTERVAL_SECONDS, self._read_inventory_regularly)
+        self.after(RELEASE_TICK_SECONDS, self._look_at_release)
         self.after(self.around.rng.uniform(0.5, 1.0), self._sample)
         self.after(self.around.rng.uniform(0.5, 1.5), self._read_processes_regularly)
         self.after(self.around.rng.uniform(*REDIAL_SECONDS), self._dial)
@@ -131,7 +147,12 @@ class AgentProcess(Process):
                 else:
                     self._read_processes()
             case ReadInventory():
-                self._read_inventory()
+                self._host.look_again()
+            case ReleaseDriver():
+                release = self.state.view().release
+                self._host.release(f"released by {release.by if release else 'somebody'}")
+            case ResumeDriver():
+                self._host.resume()
             case _:
                 assert_never(action)
 
@@ -153,37 +174,18 @@ class AgentProcess(Process):
 
     # --- the driver
 
+    def _look_at_release(self) -> None:
+        self.after(RELEASE_TICK_SECONDS, self._look_at_release)
+        if self.state.view().release is not None:
+            self._handle(e.ReleaseTimePassed(self._wall()))
+
     def _read_inventory_regularly(self) -> None:
         self.after(INVENTORY_INTERVAL_SECONDS, self._read_inventory_regularly)
-        self._read_inventory()
-
-    def _read_inventory(self) -> None:
-        if not self.machine.hangs(self.now):
-            self._handle(e.InventoryRead(self._wall(), self.machine.inventory(self.now)))
+        self._host.look_again()
 
     def _sample(self) -> None:
         self.after(self.interval_seconds, self._sample)
-        if self.machine.hangs(self.now):
-            self.after(DRIVER_PATIENCE_SECONDS, self._miss_sample)
-        else:
-            self.after(self.around.rng.uniform(*READING_SECONDS), self._take_sample)
-
-    def _take_sample(self) -> None:
-        if self.machine.hangs(self.now):
-            self.after(DRIVER_PATIENCE_SECONDS, self._miss_sample)
-            return
-        if self._driver.state is not DriverState.READING:
-            self._driver = DriverStatus(DriverState.READING, "", self._driver.restarts + 1)
-            self._handle(e.DriverChanged(self._wall(), self._driver))
-            self._read_inventory()
-        self._handle(e.SampleTaken(self._wall(), self.machine.samples(self.now)))
-
-    def _miss_sample(self) -> None:
-        self._handle(e.SamplingFailed(self._wall(), "timeout", "the driver does not answer"))
-        if self._driver.state is not DriverState.BLOCKED:
-            self.tell("its driver hangs")
-            self._driver = DriverStatus(DriverState.BLOCKED, "hangs", self._driver.restarts)
-            self._handle(e.DriverChanged(self._wall(), self._driver))
+        self._host.sample()
 
     def _read_processes_regularly(self) -> None:
         self.after(PROCESS_INTERVAL_SECONDS, self._read_processes_regularly)
@@ -195,22 +197,18 @@ class AgentProcess(Process):
         self.witness.reading_begun(self.name, started_wall, self.now)
         self._handle(e.ProcessReadingBegun(self._wall()))
 
-        def finish() -> None:
-            if self.machine.hangs(self.now):
-                self.after(DRIVER_PATIENCE_SECONDS, fail)
-                return
-            taken = self.machine.processes_taken(started_wall, self.now)
+        def finish(read: frozenset[str] | None) -> None:
             self._is_reading = False
-            self._handle(taken)
+            if read is None:
+                reason = "the driver does not answer"
+                self._handle(e.ProcessReadingFailed(self._wall(), reason))
+            else:
+                found = frozenset(gpu.uuid for gpu in self._host.found)
+                counted = found | {each.uuid for each in self._host.missing}
+                self._handle(self.machine.processes_taken(started_wall, self.now, read, counted))
             self._read_on()
 
-        def fail() -> None:
-            self._is_reading = False
-            reason = "the driver does not answer"
-            self._handle(e.ProcessReadingFailed(self._wall(), reason))
-            self._read_on()
-
-        self.after(self.around.rng.uniform(*PROCESS_READING_SECONDS), finish)
+        self._host.processes(finish, self.around.rng.uniform(*PROCESS_READING_SECONDS))
 
     def _read_on(self) -> None:
         if self._read_again and not self._is_reading:

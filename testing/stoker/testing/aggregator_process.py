@@ -20,7 +20,7 @@ from stoker.aggregator.sessions import AgentLink
 from stoker.core.errors import StoreError
 from stoker.testing.aggregator_store import Group, LedgerFile, SimulatedStore
 from stoker.testing.broken import Broken
-from stoker.testing.calls import AGGREGATOR, CONNECT
+from stoker.testing.calls import AGGREGATOR, CONNECT, Said, read_packet
 from stoker.testing.disk import Disk
 from stoker.testing.machine import EPOCH
 from stoker.testing.network import End
@@ -28,7 +28,7 @@ from stoker.testing.process import Killed, Process, Surroundings
 from stoker.testing.served_call import Method, ServedCall, current
 from stoker.testing.virtual_loop import VirtualLoop
 from stoker.testing.witness import Witness
-from stoker.v1 import agent_pb2
+from stoker.v1 import agent_pb2, fleet_pb2
 
 VERSION = "0.1.0"
 SNAPSHOT_SECONDS = 20.0
@@ -89,10 +89,29 @@ class AggregatorProcess(Process):
             self.loop = None
 
     def _open(self, loop: VirtualLoop, name: str, method: Method) -> None:
-        def accept(end: End) -> None:
+        def serve(end: End) -> None:
             ServedCall(self, loop, end, name, method)
 
-        self.around.network.listen(self.name, name, self.guarded(accept))
+        accept_in_turn = self.guarded(serve)
+
+        def accept(end: End) -> None:
+            if self.stands_still:  # the kernel takes the line, and what is said on it waits there
+                end.on_message = lambda data: self._keep_back(name, end, data)
+            accept_in_turn(end)
+
+        self.around.network.listen(self.name, name, accept)
+
+    def _keep_back(self, name: str, end: End, data: bytes) -> None:
+        if self.stands_still:  # otherwise it has died meanwhile
+            self.arrived(name, data)
+            self.keep_back(lambda: end.on_message(data))
+
+    def arrived(self, name: str, data: bytes) -> None:
+        """Take in what has come to this host for a call, before anybody reads it."""
+        if name == "KeepAlive":
+            said = read_packet(fleet_pb2.KeepAliveRequest, data)
+            assert isinstance(said, Said)
+            self.witness.kept_alive(said.message.allocation_id, self.now)
 
     async def _keep_snapshots(self) -> None:
         while True:

@@ -35,7 +35,7 @@ class VirtualClock:
         await _settle()
         while self._sleepers and self._sleepers[0][0] <= end:
             due, _, future = heapq.heappop(self._sleepers)
-            self._pass_until(due)
+            self._pass_until(max(due, self._monotonic))  # later, if everybody stood still
             if not future.done():
                 future.set_result(None)
             await _settle()
@@ -44,6 +44,10 @@ class VirtualClock:
     def step_wall(self, seconds: float) -> None:
         """Move wall time alone, as NTP does; monotonic time and sleepers stay."""
         self._wall += seconds
+
+    def stand_still(self, seconds: float) -> None:
+        """Let time pass in which nobody runs, as under SIGSTOP; sleepers wake with `advance`."""
+        self._pass_until(self._monotonic + seconds)
 
     def _pass_until(self, monotonic: float) -> None:
         self._wall += monotonic - self._monotonic

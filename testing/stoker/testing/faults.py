@@ -7,15 +7,27 @@ a world with three kinds of trouble shows.
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
+from math import inf
 from random import Random
 from typing import TYPE_CHECKING, TypeVar
 
+from stoker.agent.facts import Fact
 from stoker.testing.calls import call
+from stoker.testing.cards import Span
 from stoker.testing.machine import GIB
 from stoker.testing.network import NO_FAULTS, NetworkFaults
 from stoker.v1 import fleet_pb2
 
+K = TypeVar("K")
 T = TypeVar("T")
+
+# What a card may not tell; not the energy, by which the world knows the age of a sample.
+SILENT_FACTS = (
+    Fact.UTILIZATION_RATIO,
+    Fact.TEMPERATURE_CELSIUS,
+    Fact.MEMORY_USED_BYTES,
+    Fact.MEMORY_RESERVED_BYTES,
+)
 
 if TYPE_CHECKING:
     from stoker.testing.agent_process import AgentProcess
@@ -38,9 +50,18 @@ class Faults:
     agent_disk_full: float | None = 25.0
     aggregator_disk_slow: float | None = 40.0
     agent_disk_slow: float | None = 25.0
-    driver_hung: float | None = 20.0
+    driver_hung: float | None = 40.0
+    call_hung: float | None = 20.0
+    killed_hosts_stay: float | None = 60.0
+    driver_unloaded: float | None = 40.0
+    driver_upgraded: float | None = 60.0
+    driver_released: float | None = 30.0
+    mig_toggled: float | None = 40.0
+    fact_silent: float | None = 20.0
     gpu_unreadable: float | None = 25.0
-    gpu_lost: float | None = 60.0
+    gpu_lost: float | None = 40.0
+    gpu_pulled: float | None = 60.0
+    aggregator_stalled: float | None = 60.0
     clock_stepped: float | None = 20.0
     cordoned: float | None = 20.0
     foreign_process: float | None = 6.0
@@ -107,13 +128,14 @@ class Adversary:
         for agent in world.agents:
             agent.disk.mend()
         for machine in world.machines.values():
-            machine.hangs_until = 0.0
+            machine.cards.mend()
             machine.unreadable.clear()
-            machine.lost.clear()
             for process in machine.foreign():
                 machine.end(process.pid)
         for name in world.machines:
             self._uncordon_surely(name)
+        for agent in world.agents:
+            self._resume_surely(agent)
 
     def _later(self, kind: str) -> None:
         mean = getattr(self._faults, kind)
@@ -221,11 +243,80 @@ class Adversary:
         self._for_a_while(mean_seconds, f"the disk of {whose} is {how}", lambda: turn(False))
 
     def driver_hung(self) -> None:
-        """Let the driver of a machine hang."""
+        """Let the whole driver of a machine hang."""
         machine = self._any_machine()
         seconds = self._rng.expovariate(1.0 / 5.0)
-        machine.hangs_until = self._world.scheduler.now + seconds
+        self._hang(machine, [gpu.uuid for gpu in machine.gpus], seconds)
         self._tell(f"the driver of {machine.name} hangs for {seconds:.1f} s")
+
+    def call_hung(self) -> None:
+        """Let calls about one GPU hang: for a moment, for a while, or until somebody mends it."""
+        machine = self._any_machine()
+        gpu = self._rng.choice(machine.gpus)
+        seconds = self._rng.choice((0.5, 8.0, inf)) * self._rng.uniform(0.5, 1.5)
+        self._hang(machine, [gpu.uuid], seconds)
+        self._tell(f"{machine.name}/{gpu.index} hangs for {seconds:.1f} s")
+
+    def _hang(self, machine: "Machine", uuids: list[str], seconds: float) -> None:
+        now = self._world.scheduler.now
+        for uuid in uuids:
+            before = machine.cards.hung.get(uuid)
+            is_more = before is not None and before.holds(now)
+            since = before.since if before is not None and is_more else now
+            machine.cards.hung[uuid] = Span(since, now + seconds)
+
+    def killed_hosts_stay(self) -> None:
+        """Let the kernel not let go of driver hosts that are killed, one of which hangs."""
+        machine = self._any_machine()
+        now, seconds = self._world.scheduler.now, self._rng.expovariate(1.0 / 8.0)
+        machine.cards.killed_hosts_stay = Span(now, now + seconds)
+        gpu = self._rng.choice(machine.gpus)
+        self._hang(machine, [gpu.uuid], self._rng.uniform(0.5, 2.0) * seconds)
+        self._tell(f"a driver host of {machine.name} is not reaped for {seconds:.1f} s")
+
+    def driver_unloaded(self) -> None:
+        """Take the kernel module away for a while; sometimes another version comes back."""
+        machine = self._any_machine()
+        now, seconds = self._world.scheduler.now, self._rng.expovariate(1.0 / 5.0)
+        machine.cards.unloaded = Span(now, now + seconds)
+        machine.cards.version += self._rng.choice((0, 1))
+        self._tell(f"the driver of {machine.name} is unloaded for {seconds:.1f} s")
+
+    def driver_upgraded(self) -> None:
+        """Replace the driver under the library that is loaded."""
+        machine = self._any_machine()
+        machine.cards.version += 1
+        self._tell(f"the driver of {machine.name} is replaced")
+
+    def driver_released(self) -> None:
+        """Let somebody want the driver, for a time or until it is resumed."""
+        agent = self._any_agent()
+        seconds = self._rng.choice((None, self._rng.expovariate(1.0 / 5.0)))
+        agent.ask_release(seconds, "root")
+        what = f"the driver of {agent.name} is wanted by root"
+        self._for_a_while(6.0, what, lambda: agent.ask_resume("root"))
+
+    def mig_toggled(self) -> None:
+        """Turn the MIG mode of a GPU on, and off again."""
+        machine = self._any_machine()
+        gpu = self._rng.choice(machine.gpus)
+        machine.cards.mig.add(gpu.uuid)
+        what = f"{machine.name}/{gpu.index} is in MIG mode"
+        self._for_a_while(5.0, what, lambda: machine.cards.mig.discard(gpu.uuid))
+
+    def fact_silent(self) -> None:
+        """Let a GPU not tell a fact."""
+        machine, now = self._any_machine(), self._world.scheduler.now
+        gpu, fact = self._rng.choice(machine.gpus), self._rng.choice(SILENT_FACTS)
+        silent = machine.cards.silent.setdefault(gpu.uuid, {})
+        silent.setdefault(fact, now)
+        what = f"{machine.name}/{gpu.index} does not tell {fact}"
+        self._for_a_while(8.0, what, partial(_drop, silent, fact))
+
+    def aggregator_stalled(self) -> None:
+        """Stop the aggregator as SIGSTOP does, often for longer than any lease runs."""
+        seconds = self._rng.uniform(0.2, 30.0)
+        self._world.aggregator.stand_still(seconds)
 
     def gpu_unreadable(self) -> None:
         """Let the processes of a GPU be unknown."""
@@ -237,11 +328,19 @@ class Adversary:
 
     def gpu_lost(self) -> None:
         """Let a GPU fall off the bus, and come back."""
-        machine = self._any_machine()
+        machine, now = self._any_machine(), self._world.scheduler.now
         gpu = self._rng.choice(machine.gpus)
-        machine.lost.add(gpu.uuid)
+        machine.cards.lost.setdefault(gpu.uuid, now)
         what = f"{machine.name}/{gpu.index} is lost"
-        self._for_a_while(5.0, what, lambda: machine.lost.discard(gpu.uuid))
+        self._for_a_while(5.0, what, partial(_drop, machine.cards.lost, gpu.uuid))
+
+    def gpu_pulled(self) -> None:
+        """Let the driver not count a GPU any more, and count it again."""
+        machine, now = self._any_machine(), self._world.scheduler.now
+        gpu = self._rng.choice(machine.gpus)
+        machine.cards.pulled.setdefault(gpu.uuid, now)
+        what = f"{machine.name}/{gpu.index} is pulled"
+        self._for_a_while(5.0, what, partial(_drop, machine.cards.pulled, gpu.uuid))
 
     def clock_stepped(self) -> None:
         """Set the wall clock of a machine to another time."""
@@ -270,6 +369,12 @@ class Adversary:
             self._uncordon(name)
             self._world.scheduler.after(1.0, partial(self._uncordon_surely, name))
 
+    def _resume_surely(self, agent: "AgentProcess") -> None:
+        """Have the driver taken again, until it is so: also when the disk said otherwise."""
+        if not agent.is_up or agent.state.view().release or agent.durable.release:
+            agent.ask_resume("root")
+            self._world.scheduler.after(1.0, partial(self._resume_surely, agent))
+
     def foreign_process(self) -> None:
         """Let somebody who asked nobody use a GPU."""
         machine = self._any_machine()
@@ -284,6 +389,10 @@ class Adversary:
 
 def _ignore(said: object) -> None:
     del said
+
+
+def _drop(table: dict[K, float], key: K) -> None:
+    table.pop(key, None)
 
 
 KINDS: dict[str, Callable[[Adversary], None]] = {
@@ -301,8 +410,17 @@ KINDS: dict[str, Callable[[Adversary], None]] = {
         Adversary.aggregator_disk_slow,
         Adversary.agent_disk_slow,
         Adversary.driver_hung,
+        Adversary.call_hung,
+        Adversary.killed_hosts_stay,
+        Adversary.driver_unloaded,
+        Adversary.driver_upgraded,
+        Adversary.driver_released,
+        Adversary.mig_toggled,
+        Adversary.fact_silent,
         Adversary.gpu_unreadable,
         Adversary.gpu_lost,
+        Adversary.gpu_pulled,
+        Adversary.aggregator_stalled,
         Adversary.clock_stepped,
         Adversary.cordoned,
         Adversary.foreign_process,

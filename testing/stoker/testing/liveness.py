@@ -30,6 +30,7 @@ def everybody_is_up_and_heard(world: "World") -> None:
             or view.outbox_frames > UNDER_WAY_MAX
             or fresh_until < world.aggregator.clock.now()
             or gpus != {gpu.uuid for gpu in agent.machine.gpus}
+            or status.missing
         ):
             raise Broken(
                 everybody_is_up_and_heard,
@@ -40,6 +41,18 @@ def everybody_is_up_and_heard(world: "World") -> None:
                 gpus=gpus,
                 status=status,
             )
+
+
+def every_gpu_can_be_had_again(world: "World") -> None:
+    """Of every GPU telemetry and processes are known, and what nobody holds could be granted."""
+    view = world.aggregator.fleet.view(world.aggregator.clock.now())
+    for node in view.nodes.values():
+        for gpu in node.gpus:
+            is_known = gpu.is_read and gpu.processes_known and gpu.missing is None
+            if node.problem or not is_known or (not gpu.claims and not gpu.is_free):
+                raise Broken(
+                    every_gpu_can_be_had_again, node=node.name, problem=node.problem, gpu=gpu
+                )
 
 
 def what_is_given_up_ends(world: "World") -> None:
@@ -101,7 +114,11 @@ def nothing_that_fits_is_left_waiting(world: "World") -> None:
     kept: set[str] = set()
     for waiting in fleet.queue():
         request = waiting.request
-        hosts = [n for n in fleet.nodes.values() if could_ever_host(n, request)]
+        hosts = [
+            node
+            for name, node in fleet.nodes.items()
+            if could_ever_host(node, fleet.status(name), request)
+        ]
         for node in hosts:
             gpus = [g for g in node.facts.gpus if request.model is None or g.model == request.model]
             if request.memory_bytes is None:
@@ -119,6 +136,7 @@ def check_settled(world: "World") -> None:
     """Raise Broken unless everything that was given up is over and both sides agree."""
     for check in (
         everybody_is_up_and_heard,
+        every_gpu_can_be_had_again,
         what_is_given_up_ends,
         nodes_hold_what_the_ledger_grants,
         clients_have_what_the_ledger_grants,

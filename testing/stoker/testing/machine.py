@@ -1,14 +1,14 @@
-"""The simulated hosts: their GPUs, the processes on them, a driver that may hang, and clocks that
-disagree.
-"""
+"""The simulated hosts: their GPUs, the processes on them, and clocks that disagree."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from random import Random
 
 from stoker.agent.events import ProcessesTaken
+from stoker.agent.facts import Fact
 from stoker.agent.model import ProcessSeen
-from stoker.agent.readings import GpuIdentity, GpuSample, Inventory
+from stoker.agent.readings import WHOLE_GPU, GpuIdentity, GpuReading, ReadFailure
+from stoker.testing.cards import Cards
 
 # Virtual second 0 on a wall clock that is right.
 EPOCH = 1_700_000_000.0
@@ -37,17 +37,20 @@ class Machine:
     """One host. Times it tells are its own; `now` is always the true time, in virtual seconds."""
 
     name: str
-    gpus: tuple[GpuIdentity, ...]
+    cards: Cards
     boot_id: str
     wall_offset: float  # seconds that its wall clock is ahead of the truth
     drift_ratio: float  # how much faster than the truth its monotonic clock runs
     booted_at: float = 0.0  # virtual seconds; monotonic time counts from here
     processes: dict[int, Running] = field(default_factory=dict[int, Running])
-    hangs_until: float = 0.0  # virtual seconds; the driver does not answer before
     unreadable: set[str] = field(default_factory=set[str])  # GPUs whose processes cannot be read
-    lost: set[str] = field(default_factory=set[str])  # GPUs that fell off the bus
     former_boots: dict[str, float] = field(default_factory=dict[str, float])  # when they began
     next_pid: int = 1000
+
+    @property
+    def gpus(self) -> tuple[GpuIdentity, ...]:
+        """The GPUs in its slots."""
+        return self.cards.gpus
 
     def wall(self, now: float) -> float:
         """Return Unix seconds as this machine's clock shows them."""
@@ -62,17 +65,15 @@ class Machine:
         booted_at = self.booted_at if boot_id == self.boot_id else self.former_boots[boot_id]
         return booted_at + (monotonic - 100.0) / (1 + self.drift_ratio)
 
-    def hangs(self, now: float) -> bool:
-        """Whether a driver call that is made now does not return."""
-        return now < self.hangs_until
-
     def reboot(self, now: float, boot_id: str) -> None:
-        """Begin anew: no processes, another boot, a driver that answers."""
+        """Begin anew: no processes, another boot, a driver that answers, every GPU on the bus."""
         self.processes.clear()
         self.former_boots[self.boot_id] = self.booted_at
         self.boot_id = boot_id
         self.booted_at = now
-        self.hangs_until = 0.0
+        self.cards.hung.clear()
+        self.cards.lost.clear()
+        self.cards.unloaded = self.cards.killed_hosts_stay = None
 
     # --- processes
 
@@ -109,36 +110,33 @@ class Machine:
 
     # --- readings
 
-    def inventory(self, now: float) -> Inventory:
-        """Return which GPUs the driver tells of."""
-        gpus = tuple(gpu for gpu in self.gpus if gpu.uuid not in self.lost)
-        return Inventory(self.wall(now), "570.86", "12.570", "12.8", True, gpus)
-
-    def samples(self, now: float) -> tuple[GpuSample, ...]:
-        """Return a sample per GPU. The energy counter is the true time, by which the world knows
+    def reading(self, gpu: GpuIdentity, now: float) -> GpuReading:
+        """Return what a GPU tells. The energy counter is the true time, by which the world knows
         its age.
         """
-        return tuple(
-            GpuSample(
-                uuid=gpu.uuid,
-                at=self.wall(now),
-                memory_total_bytes=gpu.memory_total_bytes,
-                memory_used_bytes=sum(
-                    each.memory_used_bytes
-                    for each in self.processes.values()
-                    if gpu.uuid in each.gpu_uuids
-                ),
-                memory_reserved_bytes=RESERVED_BYTES,
-                utilization_ratio=0.5,
-                energy_joules_total=now,
-            )
-            for gpu in self.gpus
-            if gpu.uuid not in self.lost
-        )
+        if gpu.uuid in self.cards.lost:
+            failure = ReadFailure(WHOLE_GPU, "gpu_lost", "it fell off the bus")
+            return GpuReading(gpu.uuid, self.wall(now), failures=(failure,))
+        running = [each for each in self.processes.values() if gpu.uuid in each.gpu_uuids]
+        facts = {
+            Fact.MEMORY_TOTAL_BYTES: float(gpu.memory_total_bytes),
+            Fact.MEMORY_USED_BYTES: float(sum(each.memory_used_bytes for each in running)),
+            Fact.MEMORY_RESERVED_BYTES: float(RESERVED_BYTES),
+            Fact.UTILIZATION_RATIO: 0.5,
+            Fact.TEMPERATURE_CELSIUS: 40.0,
+            Fact.ENERGY_JOULES: now,
+        }
+        silent = self.cards.silent.get(gpu.uuid, {})
+        told = {fact: value for fact, value in facts.items() if fact not in silent}
+        return GpuReading(uuid=gpu.uuid, at=self.wall(now), facts=told)
 
-    def processes_taken(self, started_wall: float, now: float) -> ProcessesTaken:
-        """Return a reading that was begun when the clock showed that, and sees what runs `now`."""
-        blind = self.unreadable - self.lost
+    def processes_taken(
+        self, started_wall: float, now: float, read: frozenset[str], counted: frozenset[str | None]
+    ) -> ProcessesTaken:
+        """Return a reading that was begun when the clock showed that, and sees what runs `now` on
+        the GPUs that were `read`; of those that the driver `counted` beside them nothing is known.
+        """
+        seeing = read - self.unreadable
         seen = tuple(
             ProcessSeen(
                 gpu_uuid=uuid,
@@ -153,9 +151,12 @@ class Machine:
             )
             for each in self.processes.values()
             for uuid in each.gpu_uuids
-            if uuid not in blind and uuid not in self.lost
+            if uuid in seeing
         )
-        return ProcessesTaken(self.wall(now), started_wall, seen, tuple(sorted(blind)))
+        blind = sorted(uuid for uuid in counted - seeing if uuid is not None)
+        return ProcessesTaken(
+            self.wall(now), started_wall, seen, tuple(blind), has_unnamed_unread=None in counted
+        )
 
 
 def build_machine(number: int, gpus: int, rng: Random) -> Machine:
@@ -163,15 +164,17 @@ def build_machine(number: int, gpus: int, rng: Random) -> Machine:
     model, gib = rng.choice((("NVIDIA H100 80GB HBM3", 80), ("NVIDIA L4", 24)))
     return Machine(
         name=f"node-{number}",
-        gpus=tuple(
-            GpuIdentity(
-                index=index,
-                uuid=f"GPU-{number:08x}-0000-0000-0000-{index:012x}",
-                model=model,
-                memory_total_bytes=gib * GIB,
-                pci_bus_id=f"00000000:{index + 1:02X}:00.0",
+        cards=Cards(
+            tuple(
+                GpuIdentity(
+                    index=index,
+                    uuid=f"GPU-{number:08x}-0000-0000-0000-{index:012x}",
+                    model=model,
+                    memory_total_bytes=gib * GIB,
+                    pci_bus_id=f"00000000:{index + 1:02X}:00.0",
+                )
+                for index in range(gpus)
             )
-            for index in range(gpus)
         ),
         boot_id=f"boot-{number}-{rng.randrange(1 << 32):08x}",
         wall_offset=rng.uniform(-30.0, 30.0),

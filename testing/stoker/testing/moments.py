@@ -5,7 +5,7 @@ Each docstring is the promise. They look at the fleet's tables and at what was r
 the code that decides: a filter that is forgotten there is not forgotten here.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from stoker.aggregator import events as e
@@ -119,6 +119,10 @@ def _objection(decided: Decided, node: Node, status: NodeStatus, device: Device)
     table = status.processes
     if gpu is None:
         return "the node does not have the GPU"
+    if gpu.mig_enabled:
+        return "it is in MIG mode"
+    if device.uuid in {each.uuid for each in status.missing}:
+        return "it is out of use"
     if table is None or device.uuid in table.unread_gpu_uuids:
         return "its processes are not known"
     if (status.samples or {}).get(device.uuid) is None:
@@ -147,15 +151,22 @@ def nobody_overtakes_the_queue(decided: Decided, grant: e.AllocationGranted) -> 
     """
     known = decided.waiting.get(grant.id)
     own_place = known[0] if known else (-grant.request.priority, decided.fleet.version + 10**6)
-    node = decided.fleet.nodes[grant.node]
+    node, status = decided.fleet.nodes[grant.node], decided.fleet.status(grant.node)
     for id_, (place, request) in decided.waiting.items():
-        if id_ != grant.id and place < own_place and could_ever_host(node, request):
+        if id_ != grant.id and place < own_place and could_ever_host(node, status, request):
             raise Broken(nobody_overtakes_the_queue, grant=grant, ahead=id_, its_request=request)
 
 
-def could_ever_host(node: Node, request: Request) -> bool:
-    """Whether the node would surely host the request if it were free and well."""
-    gpus = [g for g in node.facts.gpus if request.model is None or g.model == request.model]
+def could_ever_host(node: Node, status: NodeStatus, request: Request) -> bool:
+    """Whether the node would surely host the request if it were free and well, without those of its
+    GPUs that are out of use.
+    """
+    out = {each.uuid for each in status.missing}
+    gpus = [
+        gpu
+        for gpu in node.facts.gpus
+        if gpu.uuid not in out and (request.model is None or gpu.model == request.model)
+    ]
     if request.node not in (None, node.facts.name):
         return False
     if request.memory_bytes is None:
@@ -207,6 +218,93 @@ def placement_uses_samples_that_are_young(
                 interval_seconds=interval_seconds,
                 travel_seconds=travel_seconds,
             )
+
+
+def nothing_goes_where_nothing_is_read(
+    grant: e.AllocationGranted,
+    out_since: Mapping[str, float],
+    interval_seconds: float,
+    now: float,
+    travel_seconds: float,
+) -> None:
+    """A GPU of which nothing can be read, because it hangs, is lost, or its node's driver blocks,
+    is gone, was replaced or let go of, is granted at most three intervals after that began, give or
+    take the time of the fastest message of its stream; whatever the node said of it.
+    """
+    for device in grant.devices:
+        since = out_since.get(device.uuid, now)
+        if now - since > INTERVALS_FRESH * interval_seconds + travel_seconds + TOLERANCE_SECONDS:
+            raise Broken(
+                nothing_goes_where_nothing_is_read,
+                grant=grant,
+                out_since=since,
+                interval_seconds=interval_seconds,
+                travel_seconds=travel_seconds,
+            )
+
+
+def processes_were_read_since_the_gpu_came_back(
+    grant: e.AllocationGranted,
+    samples: Mapping[str, GpuSample],
+    found_at: Mapping[str, float],
+    reading_began_at: float | None,
+) -> None:
+    """A GPU that could not be read is granted on a sample since then only after a reading of the
+    processes on it that was begun when its node could read it again.
+    """
+    for device in grant.devices:
+        found = found_at.get(device.uuid)
+        taken_at = samples[device.uuid].energy_joules or 0.0  # the simulated counter tells the time
+        if found is None or taken_at < found:
+            continue
+        if reading_began_at is None or reading_began_at < found:
+            raise Broken(
+                processes_were_read_since_the_gpu_came_back,
+                grant=grant,
+                found_at=found,
+                reading_began_at=reading_began_at,
+            )
+
+
+def nothing_shown_is_old(
+    node: str,
+    shown: Mapping[str, float],
+    interval_seconds: float,
+    now: float,
+    travel_seconds: float,
+) -> None:
+    """A value of a GPU that the aggregator shows to clients was truly read within three intervals,
+    give or take the time of the fastest message of its stream.
+    """
+    for what, read_at in shown.items():
+        drift = DRIFT_RATIO_MAX * (now - read_at)
+        late_seconds = now - read_at - drift - travel_seconds - TOLERANCE_SECONDS
+        if late_seconds > INTERVALS_FRESH * interval_seconds:
+            raise Broken(
+                nothing_shown_is_old,
+                node=node,
+                what=what,
+                read_at=read_at,
+                interval_seconds=interval_seconds,
+                travel_seconds=travel_seconds,
+            )
+
+
+def what_is_kept_alive_does_not_expire(
+    event: e.AllocationReleasing, ttl_seconds: float, kept_alive_at: float | None, now: float
+) -> None:
+    """A lease does not run out within its TTL after a keep-alive has come to the aggregator's host,
+    whether the aggregator has read it or not.
+    """
+    if kept_alive_at is None or not event.reason.startswith("expired"):
+        return
+    if now < kept_alive_at + ttl_seconds - TOLERANCE_SECONDS:
+        raise Broken(
+            what_is_kept_alive_does_not_expire,
+            event=event,
+            ttl_seconds=ttl_seconds,
+            kept_alive_at=kept_alive_at,
+        )
 
 
 def samples_are_not_older_than_they_claim(
@@ -296,13 +394,21 @@ def what_was_acknowledged_is_not_sent_again(
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Told:
+    """The GPUs of an inventory: those that can be read, and how many beside them there are."""
+
+    gpus: frozenset[str]
+    missing: int
+
+
 def acknowledged_frames_are_durable(
-    node: str, acked: int, told: Sequence[str], known: Sequence[str]
+    node: str, acked: int, told: Told, known: frozenset[str]
 ) -> None:
-    """When a frame is acknowledged, the GPUs that the node told of last are in the ledger: it is
-    never needed again.
+    """When a frame is acknowledged, the GPUs that the node told of last are in the ledger, and none
+    beside them but such as are missing: it is never needed again.
     """
-    if list(told) != list(known):
+    if not told.gpus <= known or len(known - told.gpus) > told.missing:
         raise Broken(
             acknowledged_frames_are_durable, node=node, acked=acked, told=told, in_the_ledger=known
         )

@@ -3,7 +3,9 @@ dies with it.
 """
 
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable
+from functools import partial
 from random import Random
 from typing import ParamSpec, Protocol
 
@@ -51,6 +53,9 @@ class Process(ABC):
         self.around = around
         self.is_up = False
         self.life = 0
+        self.stands_until = 0.0  # virtual seconds
+        self._kept_back: deque[Callable[[], None]] = deque()  # in the order in which it came
+        self._is_catching_up = False
 
     def start(self) -> None:
         """Begin a life."""
@@ -64,9 +69,39 @@ class Process(ABC):
         """End this life at once."""
         if self.is_up:
             self.is_up = False
+            self.stands_until = 0.0
+            self._kept_back.clear()
             self.tell(f"dies: {why}")
             self.perish()
             self.around.mourn(self)
+
+    def stand_still(self, seconds: float) -> None:
+        """Do nothing for so long, as under SIGSTOP: what is due or arrives meanwhile waits."""
+        if self.is_up:
+            self.stands_until = max(self.stands_until, self.now + seconds)
+            self.tell(f"stands still for {seconds:.1f} s")
+
+    @property
+    def stands_still(self) -> bool:
+        """Whether it is stopped now, or has not yet caught up with what came meanwhile."""
+        return self.now < self.stands_until or bool(self._kept_back)
+
+    def keep_back(self, what: Callable[[], None]) -> None:
+        """Do `what` when the process goes on, after all that was kept back before."""
+        self._kept_back.append(what)
+        if len(self._kept_back) == 1:
+            self.around.scheduler.at(self.stands_until, partial(self._go_on, self.life))
+
+    def _go_on(self, life: int) -> None:
+        if self.life != life or not self._kept_back:
+            return  # it has died
+        if self.now >= self.stands_until:
+            what = self._kept_back.popleft()
+            self._is_catching_up = True  # what belongs to this happens with it
+            what()
+            self._is_catching_up = False
+        if self._kept_back:
+            self.around.scheduler.at(self.stands_until, partial(self._go_on, life))
 
     @abstractmethod
     def begin(self) -> None:
@@ -90,15 +125,21 @@ class Process(ABC):
         self.around.scheduler.after(seconds, self.guarded(what))
 
     def guarded(self, what: Callable[P, None]) -> Callable[P, None]:
-        """Return `what` bound to this life."""
+        """Return `what` bound to this life; while the process stands still, it waits its turn."""
         life = self.life
 
         def run(*args: P.args, **kwargs: P.kwargs) -> None:
             if self.is_up and self.life == life:
-                try:
-                    what(*args, **kwargs)
-                except Killed as killed:
-                    self.crash(str(killed))
+                if self.stands_still and not self._is_catching_up:
+                    self.keep_back(partial(do, *args, **kwargs))
+                else:
+                    do(*args, **kwargs)
+
+        def do(*args: P.args, **kwargs: P.kwargs) -> None:
+            try:
+                what(*args, **kwargs)
+            except Killed as killed:
+                self.crash(str(killed))
 
         return run
 

@@ -51,7 +51,14 @@ class ServedCall:
         self._inbox: deque[Message] = deque()
         self._arrived = asyncio.Event()
         self._task = loop.spawn(self._serve(method), name)
-        end.on_message = process.guarded(self._take)
+        take = process.guarded(self._take)
+
+        def arrive(data: bytes) -> None:
+            if end.is_open and process.is_up:
+                process.arrived(name, data)
+            take(data)
+
+        end.on_message = arrive
         end.on_end = process.guarded(self._cancel)
 
     # --- what methods use
@@ -92,6 +99,9 @@ class ServedCall:
             self._arrived.set()
 
     def _cancel(self, reason: str) -> None:
+        for message in self._inbox:
+            if isinstance(message, fleet_pb2.KeepAliveRequest):
+                self._process.witness.keep_alive_lost(message.allocation_id)
         self._task.cancel(reason)
 
     async def _serve(self, method: Method) -> None:

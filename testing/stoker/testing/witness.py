@@ -16,8 +16,8 @@ from stoker.aggregator.sessions import OFFSET_WINDOW_SECONDS
 from stoker.testing import moments
 from stoker.testing.aggregator_store import LedgerFile
 from stoker.testing.machine import DRIFT_RATIO_MAX, Machine
-from stoker.testing.moments import Decided, Promise
-from stoker.v1 import agent_pb2
+from stoker.testing.moments import Decided, Promise, Told
+from stoker.v1 import agent_pb2, fleet_pb2
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,9 @@ class Belief:
     until: float
 
 
+NO_GPUS = Told(frozenset(), 0)
+
+
 @dataclass(slots=True)
 class Conversation:
     """What was said on the newest stream of a node, as far as checks need it."""
@@ -37,7 +40,7 @@ class Conversation:
     boot_id: str
     travels: deque[tuple[float, float]]  # of the last messages: when they were taken in, how long
     error_seconds: float  # by how much the time of its last samples may be wrong
-    told_gpus: tuple[str, ...]  # by the last inventory on it
+    told: Told  # by the last inventory on it
 
     def fastest(self, now: float, travel_seconds: float) -> float:
         """Take in one more message; return the time that the fastest of the last minute took,
@@ -57,7 +60,9 @@ class Heard:
     taken: int = 0  # the highest number in that life
     acked: int = 0  # the highest number that the agent heard to be taken in, in all lives
     acked_at: float = 0.0  # when it heard that
-    conversation: Conversation = field(default_factory=lambda: Conversation("", deque(), 0.0, ()))
+    conversation: Conversation = field(
+        default_factory=lambda: Conversation("", deque(), 0.0, NO_GPUS)
+    )
 
 
 class Witness:
@@ -70,7 +75,8 @@ class Witness:
         self.version = 0  # rises with every change of the two above
         self._machines = machines
         self._durable: dict[str, Promise] = {}  # granted by the store; `until` means nothing there
-        self._durable_gpus: dict[str, tuple[str, ...]] = {}  # by node, by the store
+        self._durable_gpus: dict[str, frozenset[str]] = {}  # by node, by the store
+        self._kept_alive_at: dict[str, float] = {}  # when a keep-alive came last, by allocation
         self._keys: dict[str, str] = {}  # idempotency key -> allocation, by the store
         self._releases_asked: set[str] = set()
         self._given_up: set[str] = set()  # allocations that the store says are given up
@@ -118,7 +124,7 @@ class Witness:
             case e.AllocationReleasing():
                 self._given_up.add(event.id)
             case e.NodeRegistered(_, facts):
-                self._durable_gpus[facts.name] = tuple(gpu.uuid for gpu in facts.gpus)
+                self._durable_gpus[facts.name] = frozenset(gpu.uuid for gpu in facts.gpus)
             case _:
                 pass
 
@@ -166,6 +172,13 @@ class Witness:
         self, fleet: Fleet, events: Sequence[e.DurableEvent], now: float, wall: float
     ) -> None:
         """Look at a round's events before they are stored."""
+        for event in events:
+            known = fleet.allocations.get(getattr(event, "id", ""))
+            if isinstance(event, e.AllocationReleasing) and known is not None:
+                kept_at = self._kept_alive_at.get(event.id)
+                moments.what_is_kept_alive_does_not_expire(
+                    event, known.request.ttl_seconds, kept_at, now
+                )
         if not any(isinstance(event, e.AllocationGranted) for event in events):
             return
         decided = Decided.of(fleet, wall)
@@ -198,12 +211,19 @@ class Witness:
         assert table is not None  # checked just now
         began = self._readings.get((grant.node, table.started_at))
         moments.devices_were_looked_at_since_the_last_tenant(grant, status, vacated_at, began)
+        cards = self._machines[grant.node].cards
+        moments.processes_were_read_since_the_gpu_came_back(
+            grant, status.samples or {}, cards.found_at, began
+        )
+        interval_seconds = decided.fleet.nodes[grant.node].facts.interval_seconds
+        travel_seconds = self._latest[grant.node].conversation.error_seconds
         moments.placement_uses_samples_that_are_young(
-            grant,
-            status.samples or {},
-            decided.fleet.nodes[grant.node].facts.interval_seconds,
-            now,
-            self._latest[grant.node].conversation.error_seconds,
+            grant, status.samples or {}, interval_seconds, now, travel_seconds
+        )
+        since = {device.uuid: cards.out_since(device.uuid, now) for device in grant.devices}
+        out_since = {uuid: at for uuid, at in since.items() if at is not None}
+        moments.nothing_goes_where_nothing_is_read(
+            grant, out_since, interval_seconds, now, travel_seconds
         )
 
     def promised(self, allocation: Allocation, until: float) -> None:
@@ -214,6 +234,39 @@ class Witness:
         moments.acknowledged_is_durable(promise, self._durable, is_over)
         self.promises[promise.id] = promise
         self.version += 1
+
+    def kept_alive(self, id_: str, now: float) -> None:
+        """Take in that a keep-alive has come to the aggregator's host, read or not."""
+        self._kept_alive_at[id_] = now
+
+    def keep_alive_lost(self, id_: str) -> None:
+        """Take in that the line of a keep-alive broke before it was read."""
+        self._kept_alive_at.pop(id_, None)
+
+    def shown(self, message: fleet_pb2.Node, now: float) -> None:
+        """Take in what a client is shown of a node."""
+        heard = self._latest.get(message.name)
+        if heard is None:
+            return
+        cards = self._machines[message.name].cards
+        values: dict[str, float] = {}
+        for gpu in message.gpus:
+            if gpu.HasField("energy_joules"):
+                values[gpu.uuid] = gpu.energy_joules
+                self.counts["values shown"] += 1
+            told = {field.name for field, _ in gpu.ListFields()}
+            for fact, since in cards.silent.get(gpu.uuid, {}).items():
+                if fact in told:
+                    values[f"{gpu.uuid} {fact}"] = since
+        for missing in message.missing_gpus:
+            self.counts[f"missing: {missing.error_kind}"] += 1
+        moments.nothing_shown_is_old(
+            message.name,
+            values,
+            message.interval_seconds,
+            now,
+            heard.conversation.error_seconds,
+        )
 
     def release_asked(self, id_: str) -> None:
         """Take in that a client gives an allocation back."""
@@ -244,8 +297,11 @@ class Witness:
             heard.life, heard.taken = life, 0
         machine = self._machines[hello.node]
         travel = now - machine.true_time(hello.boot_id, hello.monotonic_seconds)
-        gpus = _gpus_of(hello, self._durable_gpus.get(hello.node, ()))
-        heard.conversation = Conversation(hello.boot_id, deque([(now, travel)]), travel, gpus)
+        told = _told_by(hello, Told(self._durable_gpus.get(hello.node, frozenset()), 0))
+        # The samples of its last stream are shown until this one brings others.
+        last = self._latest.get(hello.node)
+        error = max(travel, last.conversation.error_seconds if last else 0.0)
+        heard.conversation = Conversation(hello.boot_id, deque([(now, travel)]), error, told)
         self._latest[hello.node] = heard
 
     def heard_ack(self, node: str, sequence: int, now: float) -> None:
@@ -278,17 +334,18 @@ class Witness:
         travel_seconds = said.fastest(now, now - made_at)
         if frame.samples is not None:
             said.error_seconds = travel_seconds
-        said.told_gpus = _gpus_of(told, said.told_gpus)
+        said.told = _told_by(told, said.told)
         moments.samples_are_not_older_than_they_claim(
             node, frame.samples or {}, virtual, now, travel_seconds
         )
 
     def acknowledged(self, node: str, sequence: int, reading: agent_pb2.Frame) -> None:
         """Take in that the aggregator acknowledges frames, while it reads that one."""
-        told = self._latest[node].conversation.told_gpus
-        known = self._durable_gpus.get(node, ())
-        if known != _gpus_of(reading, told):  # otherwise the ledger is ahead already
-            moments.acknowledged_frames_are_durable(node, sequence, told, known)
+        told = self._latest[node].conversation.told
+        known = self._durable_gpus.get(node, frozenset())
+        if _told_by(reading, told) != told:
+            return  # the ledger may be ahead already
+        moments.acknowledged_frames_are_durable(node, sequence, told, known)
 
 
 def _is_held(fleet: Fleet, grant: e.AllocationGranted) -> bool:
@@ -296,8 +353,9 @@ def _is_held(fleet: Fleet, grant: e.AllocationGranted) -> bool:
     return grant.id in (fleet.status(grant.node).held or {})
 
 
-def _gpus_of(
-    told: agent_pb2.Hello | agent_pb2.Frame, otherwise: tuple[str, ...]
-) -> tuple[str, ...]:
+def _told_by(told: agent_pb2.Hello | agent_pb2.Frame, otherwise: Told) -> Told:
     """Return the GPUs that a message tells of; it need not tell of any."""
-    return tuple(g.uuid for g in told.inventory.gpus) if told.HasField("inventory") else otherwise
+    if not told.HasField("inventory"):
+        return otherwise
+    uuids = frozenset(gpu.uuid for gpu in told.inventory.gpus)
+    return Told(uuids, len(told.inventory.missing))

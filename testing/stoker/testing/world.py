@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import cast
 
+from stoker.aggregator.answers import node_row
 from stoker.testing import liveness
 from stoker.testing.agent_process import AgentProcess
 from stoker.testing.aggregator_process import AggregatorProcess
@@ -37,6 +38,8 @@ LAST_WAIT_SECONDS = 1000.0
 
 DOWN_SECONDS = {"aggregator": (0.2, 4.0), "node": (0.2, 10.0), "client": (2.0, 10.0)}
 CLOCK_ERROR_SECONDS = 5.0
+# How often somebody looks at the nodes, as clients and dashboards do.
+LOOK_SECONDS = 0.7
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +139,7 @@ class World:
         self.story.tell("world", f"{self.scenario}, {self.faults.described()}")
         for process in (self.aggregator, *self.agents, *self.clients):
             process.start()
+        self.scheduler.after(LOOK_SECONDS, self._look_at_nodes)
         adversary = Adversary(self, self.faults)
         adversary.begin()
         self.scheduler.run_until(seconds, self._after_each)
@@ -148,6 +152,16 @@ class World:
             client.want_for_good(LAST_WAIT_SECONDS)
         self.scheduler.run_until(seconds + LIVENESS_SECONDS, self._after_each)
         liveness.check_rest(self)
+
+    def _look_at_nodes(self) -> None:
+        """See every node as a client is shown it."""
+        self.scheduler.after(LOOK_SECONDS, self._look_at_nodes)
+        aggregator = self.aggregator
+        if not aggregator.is_up or aggregator.stands_still:
+            return
+        for node in aggregator.fleet.nodes.values():
+            row = node_row(aggregator.fleet, node)
+            self.witness.shown(row.message(aggregator.clock.now()), self.scheduler.now)
 
     def _after_each(self) -> None:
         if self._error is not None:

@@ -24,6 +24,7 @@ from stoker.aggregator.feasibility import could_ever_fit, refuse
 from stoker.aggregator.model import (
     DriverState,
     GpuSample,
+    MissingGpu,
     ProcessTable,
     Refusal,
     Request,
@@ -127,6 +128,26 @@ def reserve(scene: Scene) -> None:
     scene.frame("n1", samples=make_samples(make_gpus("n1", 8), reserved_bytes=GIB))
 
 
+def miss_a_card(scene: Scene) -> None:
+    found = "nvmlDeviceGetPowerUsage has not returned within 1 s"
+    scene.frame("n1", missing=(MissingGpu(3, "n1-3", "driver_timeout", found),))
+
+
+def miss_cards_that_nobody_read(scene: Scene) -> None:
+    found = "it fell off the bus"
+    scene.frame("n1", missing=tuple(MissingGpu(i, "", "gpu_lost", found) for i in range(8, 13)))
+
+
+def take_all_but_the_missing(scene: Scene) -> None:
+    miss_a_card(scene)
+    scene.grant(whole(7))
+
+
+def release_driver(scene: Scene) -> None:
+    driver = DriverState.RELEASED
+    scene.frame("n1", driver=driver, driver_reason="released by root for 10m")
+
+
 @dataclass(frozen=True)
 class Fits:
     what: str
@@ -151,6 +172,9 @@ FITS = (
     Fits("memory beside a process of others", share(50), use_all_by_others),
     Fits("the cards whose processes are known", whole(7), lose_processes),
     Fits("the cards that can be read", whole(7), lose_a_card),
+    Fits("the cards that are not out of use", whole(7), miss_a_card),
+    Fits("a share of a card that is not out of use", share(80), miss_a_card),
+    Fits("the cards beside those that nobody read", whole(8), miss_cards_that_nobody_read),
     Fits("the cards that were there at the last process reading", whole(8), add_a_card),
     Fits("the cards without MIG", whole(7), set_mig),
 )
@@ -240,6 +264,32 @@ REFUSED = (
         *("a blocked driver", whole(), block_driver, "driver"),
         *("connected, driver read", "driver blocked: nvmlDeviceGetTemperature"),
         "driver blocked: nvmlDeviceGetTemperature",
+    ),
+    Refused(
+        *("a driver that was released", whole(), release_driver, "driver"),
+        "connected, driver read",
+        "released by root for 10m: `stoker agent resume` on the host takes the driver again",
+        "released by root for 10m: `stoker agent resume` on the host takes the driver again",
+    ),
+    Refused(
+        *("a card that is out of use", whole(8), miss_a_card, "gpus_total", "8", "7"),
+        "wanted 8 x GPU on one node, it has 7 of 8 GPUs; "
+        "GPU 3 is out: nvmlDeviceGetPowerUsage has not returned within 1 s",
+        lasting=True,
+    ),
+    Refused(
+        *("cards that nobody read", whole(9), miss_cards_that_nobody_read, "gpus_total"),
+        *("9", "8"),
+        "wanted 9 x GPU on one node, it has 8 of 13 GPUs; GPU 8 is out: it fell off the bus; "
+        "GPU 9 is out: it fell off the bus; GPU 10 is out: it fell off the bus; "
+        "out as well: GPU 11, GPU 12",
+        lasting=True,
+    ),
+    Refused(
+        *("a full node with a card out of use", whole(), take_all_but_the_missing, "gpus_free"),
+        *("1", "0"),
+        "wanted 1 x GPU free on one node, 0 of 8 are: allocated to a1; "
+        "GPU 3 is out: nvmlDeviceGetPowerUsage has not returned within 1 s",
     ),
     Refused(
         *("a stale node", whole(), go_stale, "stale"),

@@ -13,6 +13,7 @@ from tests.unit.aggregator.builders import (
     make_process,
     make_samples,
     share,
+    waiting_scene,
     whole,
 )
 
@@ -23,6 +24,7 @@ from stoker.aggregator.model import (
     Frame,
     GpuSample,
     HeldAllocation,
+    MissingGpu,
     ProcessTable,
     Request,
 )
@@ -292,6 +294,74 @@ def test_those_who_wait_are_looked_at_when_a_stale_node_is_fresh_again() -> None
 
 
 # --- GPUs that come, go and move
+
+LOST = MissingGpu(0, "n1-0", "gpu_lost", "it fell off the bus")
+
+
+def test_card_that_is_out_keeps_its_claim_and_shows_nothing_that_was() -> None:
+    scene = Scene(make_facts(gpus=2))
+    mine = scene.grant(whole(node="n1"))
+    scene.obey("n1")
+    (device,) = mine.devices
+    assert device.uuid == "n1-0"
+    version, events = scene.fleet.capacity_version, len(scene.log)
+    scene.frame("n1", processes=ProcessTable(scene.now, (make_process("n1-0"),)))
+    scene.frame("n1", missing=(LOST,))
+    first, second = scene.view().nodes["n1"].gpus
+    assert (first.missing, first.is_read, first.foreign) == (LOST, False, ())
+    assert [claim.allocation_id for claim in first.claims] == [mine.id]
+    assert second.is_free
+    assert scene.fleet.capacity_version > version
+    scene.frame("n1", missing=(replace(LOST, reason="it is still not there"),))
+    assert len(scene.log) == events, "a reason that changes is stored nowhere"
+
+
+def test_card_that_comes_back_is_not_free_before_its_processes_were_read() -> None:
+    scene = Scene(make_facts(gpus=2))
+    scene.frame("n1", missing=(LOST,))
+    scene.frame("n1", missing=())
+    scene.sample()
+    first, second = scene.view().nodes["n1"].gpus
+    assert first.missing is None
+    assert first.is_read
+    assert not first.is_free
+    assert second.is_free
+    scene.frame("n1", processes=ProcessTable(scene.now, ()))
+    assert scene.view().nodes["n1"].free_gpus == 2
+
+
+def test_card_is_out_until_an_inventory_says_otherwise() -> None:
+    """After a reconnect the driver may not have told yet which GPUs there are."""
+    scene = Scene(make_facts(gpus=2))
+    scene.frame("n1", missing=(LOST,))
+    scene.disconnect("n1")
+    scene.connect("n1")
+    scene.report("n1")
+    assert scene.fleet.status("n1").missing == (LOST,)
+    assert not scene.view().nodes["n1"].gpus[0].is_free
+
+
+@pytest.mark.parametrize(
+    "driver",
+    [DriverState.STARTING, DriverState.BLOCKED, DriverState.FAILED, DriverState.RELEASED],
+)
+def test_nothing_is_known_of_cards_whose_driver_does_not_answer(driver: DriverState) -> None:
+    scene = Scene(make_facts(gpus=2))
+    scene.frame("n1", driver=driver)
+    assert scene.fleet.status("n1").samples is None
+    assert scene.view().nodes["n1"].free_gpus == 0
+    scene.frame("n1", driver=DriverState.READING)
+    assert scene.view().nodes["n1"].free_gpus == 0, "not before it was read anew"
+    scene.sample()
+    assert scene.view().nodes["n1"].free_gpus == 2
+
+
+def test_leases_run_anew_after_a_standstill_and_clients_on_the_line_stay_there() -> None:
+    scene, holder, waiting = waiting_scene()
+    scene.now += 50.0
+    scene.fleet.note(e.Recovered(scene.now))
+    assert scene.fleet.expires_at(holder) == scene.now + 1e6
+    assert waiting not in scene.fleet.detached_since
 
 
 def test_new_card_is_not_free_before_its_processes_were_read() -> None:

@@ -9,7 +9,7 @@ import pytest
 from tests.unit.aggregator.builders import make_facts, make_samples, whole
 
 from stoker.aggregator import events as e
-from stoker.aggregator.control import STUCK_SECONDS, Control
+from stoker.aggregator.control import STANDSTILL_SECONDS, STUCK_SECONDS, Control
 from stoker.aggregator.decisions import Allocate, Queued, Refused, Release, Settled
 from stoker.aggregator.ledger import Ledger
 from stoker.aggregator.meters import Meters
@@ -178,6 +178,43 @@ async def test_lease_ends_at_its_ttl_and_not_before(tmp_path: Path) -> None:
         await scene.clock.advance(59.8)
         assert scene.state(reply.id) is AllocationState.GRANTED
         await scene.clock.advance(0.4)
+        await until(scene, reply.id, AllocationState.RELEASING)
+
+
+@pytest.mark.parametrize("ttl_seconds", [1.0, 60.0])
+async def test_lease_that_is_kept_alive_outlives_a_standstill(
+    tmp_path: Path, ttl_seconds: float
+) -> None:
+    """Under SIGSTOP, or in a VM that is paused, keep-alives wait in the sockets."""
+    async with running(tmp_path) as scene:
+        await scene.connect()
+        reply = await scene.control.wish(Allocate(whole(ttl_seconds=ttl_seconds)))
+        assert isinstance(reply, Settled)
+        scene.clock.stand_still(10 * ttl_seconds)
+        await scene.clock.advance(ttl_seconds - 0.2)
+        assert scene.state(reply.id) is AllocationState.GRANTED
+        await scene.clock.advance(0.4)
+        await until(scene, reply.id, AllocationState.RELEASING)
+
+
+async def test_clock_that_is_set_forward_ends_no_lease(tmp_path: Path) -> None:
+    async with running(tmp_path) as scene:
+        await scene.connect()
+        reply = await scene.control.wish(Allocate(whole(ttl_seconds=60.0)))
+        assert isinstance(reply, Settled)
+        scene.clock.step_wall(3600.0)
+        await scene.clock.advance(59.8)
+        assert scene.state(reply.id) is AllocationState.GRANTED
+
+
+async def test_loop_that_is_late_under_load_prolongs_nothing(tmp_path: Path) -> None:
+    async with running(tmp_path) as scene:
+        await scene.connect()
+        reply = await scene.control.wish(Allocate(whole(ttl_seconds=60.0)))
+        assert isinstance(reply, Settled)
+        for _ in range(200):
+            scene.clock.stand_still(STANDSTILL_SECONDS - 0.15)
+            await scene.clock.advance(0.0)
         await until(scene, reply.id, AllocationState.RELEASING)
 
 

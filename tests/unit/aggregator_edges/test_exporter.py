@@ -9,7 +9,14 @@ from stoker.aggregator import events as e
 from stoker.aggregator.exporter import FleetCollector, take_picture
 from stoker.aggregator.fleet import Fleet
 from stoker.aggregator.meters import Meters
-from stoker.aggregator.model import Device, DriverState, Frame, GpuSample, ProcessTable
+from stoker.aggregator.model import (
+    Device,
+    DriverState,
+    Frame,
+    GpuSample,
+    MissingGpu,
+    ProcessTable,
+)
 
 NOW = 1_000.0
 
@@ -103,6 +110,27 @@ def test_value_that_is_old_or_was_not_read_is_absent(metric: str) -> None:
     assert by_label(registry_at(NOW), metric, "uuid").keys() == told
     assert by_label(registry_at(NOW + 3.0), metric, "uuid").keys() == told
     assert by_label(registry_at(NOW + 3.1), metric, "uuid") == {}
+
+
+def test_card_that_is_out_of_use_has_no_series_of_its_own() -> None:
+    fleet = make_fleet()
+    frame = Frame(
+        *(2, NOW, 0.0),
+        samples={gpu.uuid: GpuSample(power_watts=1.0, at=NOW) for gpu in make_gpus("n1", 5)},
+        missing=(
+            MissingGpu(2, "n1-2", "driver_timeout", "hangs"),
+            MissingGpu(5, "", "gpu_lost", "gone"),
+            MissingGpu(6, "", "gpu_lost", "gone"),
+        ),
+    )
+    fleet.note(e.FrameArrived(NOW, "n1", 1, frame, NOW))
+    registry = CollectorRegistry()
+    registry.register(FleetCollector(lambda: take_picture(fleet, NOW), "9.9"))
+    page = generate_latest(registry).decode()
+    assert 'uuid="n1-1"' in page
+    assert 'uuid="n1-2"' not in page
+    missing = by_label(registry, "stoker_fleet_gpus_missing", "error_kind")
+    assert missing == {"driver_timeout": 1, "gpu_lost": 2}
 
 
 def test_what_does_not_change_is_told_of_every_gpu() -> None:

@@ -3,17 +3,20 @@
 import pytest
 
 from stoker.aggregator import limits
+from stoker.aggregator.inventories import with_inventory
 from stoker.aggregator.limits import Malformed
 from stoker.aggregator.malformed import find_fault
 from stoker.aggregator.model import (
     Allocation,
     AllocationState,
+    Claim,
     Command,
     Device,
     DriverState,
     Gpu,
     GpuSample,
     HeldAllocation,
+    MissingGpu,
     Node,
     NodeFacts,
     NodeStatus,
@@ -27,7 +30,6 @@ from stoker.aggregator.wire import (
     read_frame,
     read_hello,
     read_inventory,
-    with_inventory,
 )
 from stoker.aggregator.wire_fleet import (
     allocation_message,
@@ -87,6 +89,13 @@ def test_sample_of_a_gpu_that_left_the_inventory_is_left_out() -> None:
     assert list(read_frame(frame, UUIDS, 0.0).samples or ()) == ["GPU-1"]
 
 
+@pytest.mark.parametrize("state", list(DriverState))
+def test_every_state_of_a_driver_can_be_told(state: DriverState) -> None:
+    frame = agent_pb2.Frame(sequence=1)
+    frame.driver.state = agent_pb2.DriverState.Value(f"DRIVER_STATE_{state.name}")
+    assert read_frame(frame, UUIDS, 0.0).driver is state
+
+
 # --- the rest of a frame
 
 
@@ -136,7 +145,7 @@ def test_driver_that_has_not_answered_leaves_the_known_gpus() -> None:
     said = read_hello(hello())
     assert said.inventory is None
     assert said.complete_facts(None).gpus == ()
-    known = with_inventory(said.facts, read_inventory(INVENTORY, "inventory"))
+    known = with_inventory(said.facts, read_inventory(INVENTORY, "inventory"), None)
     assert said.complete_facts(known) == known
     empty = read_hello(hello(inventory=agent_pb2.Inventory(driver_version="570")))
     assert empty.complete_facts(known).gpus == ()
@@ -168,6 +177,30 @@ def test_labels_that_are_not_there_are_none() -> None:
 def test_hello_that_cannot_be_is_named_by_its_field(field: str, fields: dict[str, object]) -> None:
     with pytest.raises(Malformed) as caught:
         read_hello(hello(**fields))
+    assert caught.value.field == field
+
+
+def test_missing_cards_are_read_and_a_long_reason_is_cut() -> None:
+    message = agent_pb2.Inventory()
+    message.missing.add(index=3, uuid="GPU-3", error_kind="gpu_lost", reason="x" * 2000)
+    (found,) = read_inventory(message, "inventory").missing
+    assert (found.index, found.uuid, found.error_kind) == (3, "GPU-3", "gpu_lost")
+    assert len(found.reason) == limits.REASON_BYTES_MAX
+
+
+@pytest.mark.parametrize(
+    ("field", "fields"),
+    [
+        ("i.missing[0].uuid", {"uuid": "x" * 129}),
+        ("i.missing[0].error_kind", {"error_kind": "a\nb"}),
+        ("i.missing", {}),
+    ],
+)
+def test_missing_cards_that_cannot_be_are_named(field: str, fields: dict[str, str]) -> None:
+    count = 1 if fields else 65
+    missing = [types_pb2.MissingGpu(index=1, **fields) for _ in range(count)]
+    with pytest.raises(Malformed) as caught:
+        read_inventory(agent_pb2.Inventory(missing=missing), "i")
     assert caught.value.field == field
 
 
@@ -260,6 +293,12 @@ FRESH = GpuSample(memory_used_bytes=5, temperature_celsius=0.0, at=100.0)
             fleet_pb2.NODE_STATE_STALE,
             "10s beyond three intervals",
         ),
+        (
+            NodeStatus(session=1, driver=DriverState.RELEASED, driver_reason="released by root"),
+            100.0,
+            fleet_pb2.NODE_STATE_STALE,
+            "released by root: `stoker agent resume` on the host",
+        ),
         (NodeStatus(session=1, driver=DriverState.READING), 100.0, fleet_pb2.NODE_STATE_READY, ""),
     ],
 )
@@ -279,6 +318,16 @@ def test_value_older_than_three_intervals_is_absent(now: float, is_told: bool) -
     assert gpu.HasField("temperature_celsius") is is_told, "zero is a value"
     assert not gpu.HasField("power_watts")
     assert gpu.memory_total_bytes == GIB
+
+
+def test_cards_that_are_out_of_use_are_told_with_the_reason() -> None:
+    lost = MissingGpu(0, "GPU-1", "gpu_lost", "it fell off the bus")
+    status = NodeStatus(session=1, driver=DriverState.READING, missing=(lost,))
+    told = node_message(NODE, status, {"GPU-1": (Claim("a", None),)}, 200.0, 100.0)
+    assert [MissingGpu(g.index, g.uuid, g.error_kind, g.reason) for g in told.missing_gpus] == [
+        lost
+    ]
+    assert [(gpu.uuid, list(gpu.allocation_ids)) for gpu in told.gpus] == [("GPU-1", ["a"])]
 
 
 # --- bytes that are no message

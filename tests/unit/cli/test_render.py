@@ -14,6 +14,7 @@ from stoker.client import (
     Device,
     Explanation,
     Gpu,
+    MissingGpu,
     Node,
     Nodes,
     NodeState,
@@ -114,6 +115,13 @@ FLEET = Nodes(
             gpu(1, "a-2", "a-3"),
             gpu(2, foreign=Process(4711, "bob", "python train.py", GIB, "", NOW)),
             gpu(3, is_read=False),
+        ),
+        replace(
+            node("gpu-3", gpu(0), gpu(1, "a-3", is_read=False)),
+            missing_gpus=(
+                MissingGpu(1, "GPU-00000001", "gpu_lost", "it fell off the bus"),
+                MissingGpu(2, "", "driver_timeout", "nvmlDeviceGetUUID has not returned for 1 s"),
+            ),
         ),
         replace(node("sim-1", gpu(0)), simulated=True, pool="", cordoned="fan is loud"),
         replace(

@@ -19,6 +19,7 @@ from stoker.client import (
     ClientError,
     InvalidRequest,
     KeyReused,
+    MissingGpu,
     NodeState,
     NotFound,
     Refused,
@@ -86,6 +87,13 @@ def test_state_of_a_newer_aggregator_is_unknown() -> None:
     )
     node = fleet_pb2.CordonResponse(node=fleet_pb2.Node(name="n"))
     assert wire.cordon("n", "r").read(node).state is NodeState.UNKNOWN
+
+
+def test_gpus_that_are_out_of_use_are_told_with_the_reason() -> None:
+    out = types_pb2.MissingGpu(index=3, error_kind="gpu_lost", reason="it fell off the bus")
+    node = fleet_pb2.Node(name="n", missing_gpus=[out])
+    (read,) = wire.list_nodes().read(fleet_pb2.ListNodesResponse(nodes=[node])).nodes
+    assert read.missing_gpus == (MissingGpu(3, "", "gpu_lost", "it fell off the bus"),)
 
 
 def test_change_of_a_kind_that_is_not_known() -> None:

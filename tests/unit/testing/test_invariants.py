@@ -2,12 +2,21 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from stoker.agent.journal import encode_batch
 from stoker.agent.records import AllocationHeld
-from stoker.aggregator.model import Allocation, AllocationState
+from stoker.aggregator.events import FrameArrived
+from stoker.aggregator.model import (
+    Allocation,
+    AllocationState,
+    DriverState,
+    Frame,
+    MissingGpu,
+    ProcessTable,
+)
 from stoker.testing import invariants, liveness
 from stoker.testing.broken import Broken
 from stoker.testing.faults import Faults
@@ -81,7 +90,30 @@ def silence_an_agent(world: World) -> None:
 
 
 def leave_a_gpu_unknown(world: World) -> None:
-    world.agents[0].machine.gpus = world.agents[0].machine.gpus[1:]
+    cards = world.agents[0].machine.cards
+    cards.gpus = cards.gpus[1:]
+
+
+def report(world: World, **parts: Any) -> None:
+    """The first node says something else than what is so."""
+    fleet, name = world.aggregator.fleet, world.agents[0].name
+    status, now = fleet.status(name), world.aggregator.clock.now()
+    frame = Frame(status.acked_sequence + 1, now, 0.0, **parts)
+    fleet.note(FrameArrived(now, name, status.session, frame, now))
+
+
+def leave_a_gpu_out(world: World) -> None:
+    gpu = world.agents[0].machine.gpus[0]
+    report(world, missing=(MissingGpu(gpu.index, gpu.uuid, "gpu_lost", "it fell off the bus"),))
+
+
+def leave_processes_unknown(world: World) -> None:
+    gpu = world.agents[0].machine.gpus[0]
+    report(world, processes=ProcessTable(0.0, (), (gpu.uuid,)))
+
+
+def leave_a_driver_released(world: World) -> None:
+    report(world, driver=DriverState.RELEASED)
 
 
 def forget_a_client(world: World) -> None:
@@ -108,6 +140,10 @@ TAMPERED: tuple[tuple[Callable[[World], None], Callable[[World], None]], ...] = 
     (end_what_is_held, invariants.what_has_ended_is_held_by_nobody),
     (silence_an_agent, liveness.everybody_is_up_and_heard),
     (leave_a_gpu_unknown, liveness.everybody_is_up_and_heard),
+    (leave_a_gpu_out, liveness.everybody_is_up_and_heard),
+    (leave_a_gpu_out, liveness.every_gpu_can_be_had_again),
+    (leave_processes_unknown, liveness.every_gpu_can_be_had_again),
+    (leave_a_driver_released, liveness.every_gpu_can_be_had_again),
     (stay_releasing, liveness.what_is_given_up_ends),
     (lose_a_grant, liveness.nodes_hold_what_the_ledger_grants),
     (hold_twice, liveness.nodes_hold_what_the_ledger_grants),
