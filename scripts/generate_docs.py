@@ -16,9 +16,9 @@ from pathlib import Path
 from google.protobuf import descriptor_pb2 as d
 
 from stoker.agent.facts import Fact
-from stoker.agent.metrics_dcgm import XID_DOC, XID_FIELD
-from stoker.agent.metrics_dcgm_fields import FIELDS
-from stoker.agent.metrics_table import (
+from stoker.agent.metrics.dcgm import XID_DOC, XID_FIELD
+from stoker.agent.metrics.dcgm_fields import FIELDS
+from stoker.agent.metrics.table import (
     GPU_LABELS,
     INFO_LABELS,
     LABEL_BOUNDS,

@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable
 from typing import Any, cast
 
-from stoker.agent.driver_nvml import NvmlDriver, nvidia_ml_py
 from stoker.agent.facts import Rate
-from stoker.agent.nvml_table import NvmlTable
+from stoker.agent.nvml.driver import NvmlDriver, nvidia_ml_py
+from stoker.agent.nvml.table import NvmlTable
 
 SWEEPS = 50
 # Some facts tell only what happened since the last call.

@@ -16,8 +16,8 @@ from tests.support.waiting import until
 
 from stoker.agent.config import AgentConfig, settle
 from stoker.agent.daemon import Agent
-from stoker.agent.driver_frames import SimulatedDriver
-from stoker.agent.driver_link import DriverHost
+from stoker.agent.driver_host.frames import SimulatedDriver
+from stoker.agent.driver_host.link import DriverHost
 from stoker.agent.journal import Journal
 from stoker.agent.local import LocalDoor
 from stoker.agent.model import NodeIdentity

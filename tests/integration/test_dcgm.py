@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from tests.support.dcgm import importable_bindings
 
-from stoker.agent.dcgm_bindings import load_bindings
-from stoker.agent.dcgm_fields import FIELDS, WHOLE_GPU_FIELDS
-from stoker.agent.dcgm_merge import Question, Told
-from stoker.agent.dcgm_source import RETRY_SECONDS_MAX, SETTLE_SECONDS_MIN, DcgmSource
+from stoker.agent.dcgm.bindings import load_bindings
+from stoker.agent.dcgm.fields import FIELDS, WHOLE_GPU_FIELDS
+from stoker.agent.dcgm.merge import Question, Told
+from stoker.agent.dcgm.source import RETRY_SECONDS_MAX, SETTLE_SECONDS_MIN, DcgmSource
 from stoker.agent.driver import LibraryMissing, NotInitialized
 from stoker.agent.facts import Fact
 from stoker.testing.dcgm_engine import (
@@ -339,7 +339,7 @@ def test_a_hostengine_that_is_not_there_is_tried_ever_more_rarely(
         tries.append(stage.now)
         raise NotInitialized("refused", function="dcgmConnect_v2")
 
-    monkeypatch.setattr("stoker.agent.dcgm_source.Hostengine", connect)
+    monkeypatch.setattr("stoker.agent.dcgm.source.Hostengine", connect)
     for _ in range(400):
         assert kinds(stage.ask(later=1.0)) == {"g0": "not_initialized", "g1": "not_initialized"}
     pauses = [later - earlier for earlier, later in itertools.pairwise(tries)]

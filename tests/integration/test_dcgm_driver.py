@@ -8,9 +8,9 @@ import pytest
 from tests.support.dcgm import importable_bindings
 from tests.support.waiting import until_true
 
-from stoker.agent.dcgm import WithDcgm
-from stoker.agent.dcgm_bindings import load_bindings
-from stoker.agent.dcgm_source import DcgmSource
+from stoker.agent.dcgm.bindings import load_bindings
+from stoker.agent.dcgm.driver import WithDcgm
+from stoker.agent.dcgm.source import DcgmSource
 from stoker.agent.driver import Driver, DriverUnavailable, InventoryChanged, Suspect
 from stoker.agent.facts import Fact, Rate
 from stoker.agent.readings import GpuIdentity, GpuReading, Inventory, ProcessesReading

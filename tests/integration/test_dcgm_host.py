@@ -11,12 +11,12 @@ from tests.support.driver_hosts import PATIENCE, eventually, pid_of, proc, runni
 from tests.support.pages import fetch_metrics, read_page
 from tests.support.waiting import until, until_true
 
-from stoker.agent.dcgm_fields import FIELDS
-from stoker.agent.driver_frames import DcgmEngine, SimulatedDriver
-from stoker.agent.driver_link import DriverHost
+from stoker.agent.dcgm.fields import FIELDS
+from stoker.agent.driver_host.frames import DcgmEngine, SimulatedDriver
+from stoker.agent.driver_host.link import DriverHost
 from stoker.agent.facts import Fact
 from stoker.agent.readings import GpuReading
-from stoker.agent.simulated import SimulatedNvml
+from stoker.agent.simulated.nvml import SimulatedNvml
 from stoker.core.gpu_models import parse_simulate_spec
 from stoker.testing.dcgm_engine import EngineGpu, FakeHostengine, write_bindings
 

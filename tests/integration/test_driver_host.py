@@ -25,7 +25,7 @@ from tests.support.driver_hosts import (
 from tests.support.waiting import until_true
 
 from stoker.agent.driver import DriverNotLoaded, DriverTimeout, HostEnded
-from stoker.agent.driver_states import Failed
+from stoker.agent.driver_host.states import Failed
 
 
 @pytest.fixture

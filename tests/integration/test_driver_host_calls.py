@@ -11,8 +11,8 @@ from tests.support.scripted_host import FUNCTION, Script, log_of, scripted
 from tests.support.waiting import until_true
 
 from stoker.agent.driver import DriverTimeout
-from stoker.agent.driver_frames import RealDriver
-from stoker.agent.driver_states import Released, Running
+from stoker.agent.driver_host.frames import RealDriver
+from stoker.agent.driver_host.states import Released, Running
 from stoker.agent.facts import Fact
 
 QUICK = replace(PATIENCE, call_seconds=0.3, end_grace_seconds=0.1, release_grace_seconds=0.1)

@@ -35,8 +35,8 @@ from stoker.agent.driver import (
     HostStuck,
     LibraryMissing,
 )
-from stoker.agent.driver_frames import DriverSource, RealDriver, SimulatedDriver
-from stoker.agent.driver_states import Failed, Released, Stopping, Unreaped
+from stoker.agent.driver_host.frames import DriverSource, RealDriver, SimulatedDriver
+from stoker.agent.driver_host.states import Failed, Released, Stopping, Unreaped
 from stoker.testing.undying import Undying
 
 
@@ -200,8 +200,8 @@ async def test_a_host_is_not_given_the_service_managers_socket(
 
 AGENT = """
 import asyncio, sys
-from stoker.agent.driver_frames import SimulatedDriver
-from stoker.agent.driver_link import DriverHost
+from stoker.agent.driver_host.frames import SimulatedDriver
+from stoker.agent.driver_host.link import DriverHost
 
 async def main(path):
     host = DriverHost(SimulatedDriver(("4xH100-80GB",), "n1", scenario_path=path))

@@ -18,7 +18,7 @@ from tests.support.driver_hosts import (
 )
 from tests.support.waiting import until_true
 
-from stoker.agent.driver_link import DriverHost
+from stoker.agent.driver_host.link import DriverHost
 
 EAGER = replace(PATIENCE, retrial_seconds_min=0.3, retrial_seconds_max=0.6)
 

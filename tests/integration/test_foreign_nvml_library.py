@@ -9,7 +9,7 @@ import pytest
 from tests.support.driver_hosts import running
 from tests.support.nvml_library import build_full, build_small, counting, environment
 
-from stoker.agent.driver_frames import RealDriver
+from stoker.agent.driver_host.frames import RealDriver
 from stoker.agent.facts import FACTS, Fact, Rate
 from stoker.agent.readings import GpuIdentity, GpuReading
 

@@ -18,11 +18,11 @@ import pytest
 from tests.support.pages import read_openmetrics
 from tests.support.snapshots import EVENTFUL, dcgm_page, eventful, own_page
 
-from stoker.agent import page_server
 from stoker.agent.config import HostnameLabel, MetricsConfig
-from stoker.agent.exporter import MetricsServer, accepts_openmetrics
-from stoker.agent.metrics_snapshot import Snapshot
-from stoker.agent.page_server import CONNECTIONS_MAX
+from stoker.agent.metrics import page_server
+from stoker.agent.metrics.exporter import MetricsServer, accepts_openmetrics
+from stoker.agent.metrics.page_server import CONNECTIONS_MAX
+from stoker.agent.metrics.snapshot import Snapshot
 from stoker.agent.telemetry import XidCount
 from stoker.core.addresses import Address
 from stoker.core.errors import BadInput, InUse

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from stoker.agent.metrics_table import METRICS
+from stoker.agent.metrics.table import METRICS
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "packaging" / "prometheus" / "stoker-recording-rules.yaml"

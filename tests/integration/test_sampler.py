@@ -15,8 +15,8 @@ from tests.support.driver_hosts import HASTY, PATIENCE, Scene, hang
 from tests.support.node import Node
 from tests.support.waiting import until_true
 
-from stoker.agent.driver_link import DriverHost
-from stoker.agent.driver_states import Patience
+from stoker.agent.driver_host.link import DriverHost
+from stoker.agent.driver_host.states import Patience
 from stoker.agent.events import Event
 from stoker.agent.facts import Fact, Rate
 from stoker.agent.model import CollectorStatus, DriverState

@@ -13,7 +13,7 @@ import pytest
 from tests.support.nvml_library import build_full, counting, environment
 from tests.support.sweeping import NODE, Plan, Sweeping, Told, slope
 
-from stoker.agent.simulated import SimulatedNvml
+from stoker.agent.simulated.nvml import SimulatedNvml
 from stoker.core.gpu_models import find_model
 
 GPUS = 16

@@ -13,11 +13,11 @@ from typing import Any, TypeVar
 import psutil
 
 from stoker.agent.driver import DriverError
-from stoker.agent.driver_frames import DriverSource, SimulatedDriver
-from stoker.agent.driver_host import SIMULATED_DEVICE
-from stoker.agent.driver_link import DriverHost
-from stoker.agent.driver_process import ReadState, Spawn, spawn_host, state_of
-from stoker.agent.driver_states import Patience, Running
+from stoker.agent.driver_host.__main__ import SIMULATED_DEVICE
+from stoker.agent.driver_host.frames import DriverSource, SimulatedDriver
+from stoker.agent.driver_host.link import DriverHost
+from stoker.agent.driver_host.process import ReadState, Spawn, spawn_host, state_of
+from stoker.agent.driver_host.states import Patience, Running
 from stoker.agent.processes import Child
 from stoker.agent.readings import GpuReading
 

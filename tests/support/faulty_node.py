@@ -19,12 +19,12 @@ from tests.support.waiting import until
 
 from stoker.agent.config import AgentConfig, settle
 from stoker.agent.daemon import Agent
-from stoker.agent.driver_frames import SimulatedDriver
-from stoker.agent.driver_link import DriverHost
-from stoker.agent.driver_states import Patience
-from stoker.agent.exporter import MetricsServer
+from stoker.agent.driver_host.frames import SimulatedDriver
+from stoker.agent.driver_host.link import DriverHost
+from stoker.agent.driver_host.states import Patience
 from stoker.agent.journal import Journal
 from stoker.agent.local import LocalDoor
+from stoker.agent.metrics.exporter import MetricsServer
 from stoker.agent.model import NodeIdentity
 from stoker.agent.proctable import ProcTable
 from stoker.client import AsyncFleet, Node

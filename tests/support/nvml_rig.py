@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from stoker.agent.driver_nvml import NvmlDriver
 from stoker.agent.facts import Fact, Rate
+from stoker.agent.nvml.driver import NvmlDriver
 from stoker.agent.readings import GpuReading
-from stoker.agent.simulated import SimulatedNvml
-from stoker.agent.simulated_scenario import Fault, Scenario
+from stoker.agent.simulated.nvml import SimulatedNvml
+from stoker.agent.simulated.scenario import Fault, Scenario
 from stoker.core.gpu_models import MODELS
 
 NO_PROCESSES = str(Path(__file__).parent)  # a folder that is no /proc

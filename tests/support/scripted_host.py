@@ -1,6 +1,6 @@
 """A driver host whose driver does what a file says: what no scenario of simulated GPUs can do.
 
-`python scripted_host.py FILE FLAGS...` serves as `stoker.agent.driver_host` does.
+`python scripted_host.py FILE FLAGS...` serves as `python -m stoker.agent.driver_host` does.
 """
 
 import argparse
@@ -14,10 +14,10 @@ from pathlib import Path
 
 import msgspec
 
-from stoker.agent import driver_host
 from stoker.agent.driver import InventoryChanged, Suspect
-from stoker.agent.driver_frames import DriverSource, arguments_of
-from stoker.agent.driver_process import Spawn
+from stoker.agent.driver_host import __main__ as driver_host
+from stoker.agent.driver_host.frames import DriverSource, arguments_of
+from stoker.agent.driver_host.process import Spawn
 from stoker.agent.facts import Fact, Rate
 from stoker.agent.processes import Child, start
 from stoker.agent.readings import GpuIdentity, GpuReading, Inventory, ProcessesReading

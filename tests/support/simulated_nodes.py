@@ -6,7 +6,7 @@ from typing import Any
 import pynvml  # type: ignore[import-untyped]
 import pytest
 
-from stoker.agent.simulated import SimulatedNvml
+from stoker.agent.simulated.nvml import SimulatedNvml
 from stoker.core.gpu_models import MODELS
 
 NVML: Any = pynvml

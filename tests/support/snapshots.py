@@ -5,13 +5,13 @@ from dataclasses import replace
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from stoker.agent.driver_states import HostCounters
-from stoker.agent.exposition import prometheus_text
+from stoker.agent.driver_host.states import HostCounters
 from stoker.agent.facts import BANK_AVAILABILITIES, CLOCK_EVENT_BITS, FACTS, Fact
-from stoker.agent.metrics_dcgm import dcgm_families
-from stoker.agent.metrics_own import own_families
-from stoker.agent.metrics_snapshot import Durations, Snapshot
-from stoker.agent.metrics_table import MIG_FACTS
+from stoker.agent.metrics.dcgm import dcgm_families
+from stoker.agent.metrics.exposition import prometheus_text
+from stoker.agent.metrics.own import own_families
+from stoker.agent.metrics.snapshot import Durations, Snapshot
+from stoker.agent.metrics.table import MIG_FACTS
 from stoker.agent.model import (
     AttributedProcess,
     CollectorStatus,

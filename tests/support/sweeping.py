@@ -20,8 +20,8 @@ import psutil
 import uvloop
 from tests.support.driver_hosts import PATIENCE, pid_of
 
-from stoker.agent.driver_frames import DriverSource, RealDriver, SimulatedDriver
-from stoker.agent.driver_link import DriverHost
+from stoker.agent.driver_host.frames import DriverSource, RealDriver, SimulatedDriver
+from stoker.agent.driver_host.link import DriverHost
 from stoker.agent.events import (
     DriverChanged,
     InventoryRead,

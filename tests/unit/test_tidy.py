@@ -20,17 +20,18 @@ LONG_FILES: dict[str, str] = {}
 EDGES = {
     "core": {"clock", "config", "daemons", "local", "sdnotify"},
     "agent": {
-        *("dcgm", "dcgm_bindings", "dcgm_source"),
-        *("__main__", "config", "daemon", "driver", "driver_frames", "driver_host", "driver_link"),
-        *("nvml_events", "nvml_gpm", "nvml_gpu", "nvml_mig", "nvml_plan", "nvml_processes"),
-        *("nvml_samples", "nvml_session"),
-        *("driver_nvml", "driver_process", "exporter", "journal", "link", "processes", "procfs"),
-        *("proctable", "simulated", "simulated_card", "simulated_scenario", "simulated_workloads"),
-        *("simulated_events", "simulated_fields", "simulated_gauges", "simulated_gpm"),
-        *("simulated_health", "simulated_identity", "simulated_instances", "simulated_library"),
-        *("simulated_links", "simulated_mig", "simulated_processes", "simulated_samples"),
-        "simulated_session",
-        *("desk", "local", "page_access", "page_server", "sampler", "tenants", "wire", "words"),
+        *("__main__", "config", "daemon", "desk", "driver", "journal", "link", "local"),
+        *("processes", "procfs", "proctable", "sampler", "tenants", "wire", "words"),
+        *("dcgm.bindings", "dcgm.driver", "dcgm.source"),
+        *("driver_host.__main__", "driver_host.frames", "driver_host.link", "driver_host.process"),
+        *("metrics.exporter", "metrics.page_access", "metrics.page_server"),
+        *("nvml.driver", "nvml.events", "nvml.gpm", "nvml.gpu", "nvml.mig", "nvml.plan"),
+        *("nvml.processes", "nvml.samples", "nvml.session"),
+        *("simulated.card", "simulated.events", "simulated.fields", "simulated.gauges"),
+        *("simulated.gpm", "simulated.health", "simulated.identity", "simulated.instances"),
+        *("simulated.library", "simulated.links", "simulated.mig", "simulated.nvml"),
+        *("simulated.processes", "simulated.samples", "simulated.scenario", "simulated.session"),
+        "simulated.workloads",
     },
     "aggregator": {
         *("__main__", "answers", "api", "config", "control", "exporter", "failures", "folder_lock"),
@@ -61,8 +62,8 @@ def is_generated(name: str) -> bool:
 
 def modules_of(part: str) -> set[str]:
     folder = ROOT / part / "stoker" / part
-    packages = {path.parent.name for path in folder.glob("*/__init__.py")}
-    return packages | {path.stem for path in folder.glob("*.py")} - {"__init__"}
+    paths = (path.relative_to(folder).with_suffix("") for path in folder.rglob("*.py"))
+    return {".".join(path.parts) for path in paths if path.name != "__init__"}
 
 
 def pure_modules() -> set[str]:

@@ -26,12 +26,12 @@ import uvloop
 
 from stoker.agent.config import ENVIRONMENT_PREFIX, AgentConfig, Settings, load
 from stoker.agent.daemon import Agent
-from stoker.agent.driver_frames import DcgmEngine, DriverSource, RealDriver, SimulatedDriver
-from stoker.agent.driver_link import DriverHost
-from stoker.agent.driver_states import Patience
-from stoker.agent.exporter import MetricsServer
+from stoker.agent.driver_host.frames import DcgmEngine, DriverSource, RealDriver, SimulatedDriver
+from stoker.agent.driver_host.link import DriverHost
+from stoker.agent.driver_host.states import Patience
 from stoker.agent.journal import Journal
 from stoker.agent.local import LocalDoor
+from stoker.agent.metrics.exporter import MetricsServer
 from stoker.agent.model import NodeIdentity
 from stoker.agent.proctable import ProcTable
 from stoker.core.clock import SystemClock

@@ -25,8 +25,8 @@ from stoker.agent.actions import (
 from stoker.agent.config import Settings
 from stoker.agent.desk import LocalDesk
 from stoker.agent.driver import DriverError, HostUnavailable
-from stoker.agent.driver_link import DriverHost
-from stoker.agent.driver_states import Unreaped
+from stoker.agent.driver_host.link import DriverHost
+from stoker.agent.driver_host.states import Unreaped
 from stoker.agent.events import (
     CommandReceived,
     DriverChanged,
@@ -40,7 +40,7 @@ from stoker.agent.events import (
 from stoker.agent.journal import Journal
 from stoker.agent.link import Link
 from stoker.agent.local import LocalDoor
-from stoker.agent.metrics_snapshot import Snapshot
+from stoker.agent.metrics.snapshot import Snapshot
 from stoker.agent.model import DriverState, Drop, Hold, NodeIdentity
 from stoker.agent.proctable import ProcTable
 from stoker.agent.sampler import Sampler, host_pid

@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import assert_never
 
 from stoker.agent.driver import DriverError, HostStuck
-from stoker.agent.driver_link import DriverHost
-from stoker.agent.driver_states import Unreaped
+from stoker.agent.driver_host.link import DriverHost
+from stoker.agent.driver_host.states import Unreaped
 from stoker.agent.events import Event, ReleaseAsked, ResumeAsked
 from stoker.agent.local import Caller
 from stoker.agent.model import NodeView, ProcessTable

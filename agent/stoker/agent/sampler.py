@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, assert_never
 
 from stoker.agent.driver import DriverError, DriverTimeout, HostReleased, HostRenewed
-from stoker.agent.driver_link import DriverHost
-from stoker.agent.driver_states import (
+from stoker.agent.driver_host.link import DriverHost
+from stoker.agent.driver_host.states import (
     Failed,
     HostState,
     Released,
@@ -31,7 +31,7 @@ from stoker.agent.events import (
     SamplingFailed,
 )
 from stoker.agent.facts import Rate
-from stoker.agent.metrics_snapshot import Durations
+from stoker.agent.metrics.snapshot import Durations
 from stoker.agent.model import CollectorStatus, DriverState, DriverStatus, NodeView
 from stoker.agent.readings import Inventory
 from stoker.agent.words import describe_release, summarize

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from stoker.agent.driver import DriverError
-from stoker.agent.driver_link import DriverHost
+from stoker.agent.driver_host.link import DriverHost
 from stoker.agent.events import (
     Event,
     ProcessesTaken,

@@ -6,7 +6,7 @@ Prints one line of JSON: {"kind": null} when it does, else what kind of error it
 import json
 
 from stoker.agent.driver import DriverError
-from stoker.agent.driver_nvml import NvmlDriver, nvidia_ml_py
+from stoker.agent.nvml.driver import NvmlDriver, nvidia_ml_py
 from stoker.core.errors import ExitCode
 
 

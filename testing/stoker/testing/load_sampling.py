@@ -22,9 +22,9 @@ import uvloop
 from stoker.agent.actions import SaveJournal, SendFrame
 from stoker.agent.config import MetricsConfig
 from stoker.agent.driver import DriverError
-from stoker.agent.driver_frames import DriverSource, RealDriver, SimulatedDriver
-from stoker.agent.driver_link import DriverHost
-from stoker.agent.driver_states import Running
+from stoker.agent.driver_host.frames import DriverSource, RealDriver, SimulatedDriver
+from stoker.agent.driver_host.link import DriverHost
+from stoker.agent.driver_host.states import Running
 from stoker.agent.events import (
     DriverChanged,
     Event,
@@ -38,11 +38,11 @@ from stoker.agent.events import (
     Started,
     Welcomed,
 )
-from stoker.agent.exporter import Pages
 from stoker.agent.facts import Rate
-from stoker.agent.metrics_snapshot import Durations, Snapshot
+from stoker.agent.metrics.exporter import Pages
+from stoker.agent.metrics.snapshot import Durations, Snapshot
 from stoker.agent.model import DriverState, DriverStatus, NodeIdentity
-from stoker.agent.nvml_table import NvmlTable
+from stoker.agent.nvml.table import NvmlTable
 from stoker.agent.proctable import ProcTable
 from stoker.agent.readings import GpuReading
 from stoker.agent.state import NodeState
@@ -228,7 +228,7 @@ def _cpu_seconds(pid: int) -> float:
 
 def count_calls(plan: SamplingPlan) -> dict[str, int]:
     """Return how many calls each sweep makes; loads into this process what the agent never does."""
-    from stoker.agent.driver_nvml import NvmlDriver, nvidia_ml_py  # noqa: PLC0415
+    from stoker.agent.nvml.driver import NvmlDriver, nvidia_ml_py  # noqa: PLC0415
 
     calls = 0
 
@@ -256,7 +256,7 @@ def count_calls(plan: SamplingPlan) -> dict[str, int]:
 
 
 def _simulated(plan: SamplingPlan) -> NvmlTable:
-    from stoker.agent.simulated import SimulatedNvml  # noqa: PLC0415
+    from stoker.agent.simulated.nvml import SimulatedNvml  # noqa: PLC0415
     from stoker.core.gpu_models import GpuModel, parse_simulate_spec  # noqa: PLC0415
 
     models: list[GpuModel] = []

@@ -7,8 +7,8 @@ real: it has its call under way and its files open until it is let go.
 
 import socket
 
-from stoker.agent.driver_frames import DriverSource
-from stoker.agent.driver_process import Spawn, spawn_host, state_of
+from stoker.agent.driver_host.frames import DriverSource
+from stoker.agent.driver_host.process import Spawn, spawn_host, state_of
 from stoker.agent.processes import Child
 
 UNINTERRUPTIBLE = "D"

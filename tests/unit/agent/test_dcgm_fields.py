@@ -2,7 +2,7 @@
 
 import pytest
 
-from stoker.agent.dcgm_fields import (
+from stoker.agent.dcgm.fields import (
     FIELDS,
     MetricGroup,
     Selection,

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stoker.agent.dcgm_fields import FIELDS
-from stoker.agent.dcgm_merge import READINGS_UNTOLD_MIN, Question, Sources, Told
+from stoker.agent.dcgm.fields import FIELDS
+from stoker.agent.dcgm.merge import READINGS_UNTOLD_MIN, Question, Sources, Told
 from stoker.agent.facts import Fact
 from stoker.agent.readings import (
     WHOLE_GPU,

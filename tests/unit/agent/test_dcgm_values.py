@@ -2,8 +2,8 @@
 
 import pytest
 
-from stoker.agent.dcgm_codes import DcgmFailed, status_error
-from stoker.agent.dcgm_values import Entity, Judged, Value, judge
+from stoker.agent.dcgm.codes import DcgmFailed, status_error
+from stoker.agent.dcgm.values import Entity, Judged, Value, judge
 from stoker.agent.driver import (
     DriverError,
     DriverTimeout,

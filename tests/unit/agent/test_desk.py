@@ -7,8 +7,8 @@ from tests.support.node import Node
 
 from stoker.agent.desk import LocalDesk
 from stoker.agent.driver import DriverError
-from stoker.agent.driver_frames import SimulatedDriver
-from stoker.agent.driver_link import DriverHost
+from stoker.agent.driver_host.frames import SimulatedDriver
+from stoker.agent.driver_host.link import DriverHost
 from stoker.agent.events import Event
 from stoker.agent.local import Caller
 from stoker.agent.sampler import Sampler

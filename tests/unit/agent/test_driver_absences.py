@@ -2,7 +2,7 @@
 
 import pytest
 
-from stoker.agent.driver_absences import Absences
+from stoker.agent.driver_host.absences import Absences
 from stoker.agent.readings import GpuFault, GpuIdentity, GpuReading, Inventory, ReadFailure
 
 

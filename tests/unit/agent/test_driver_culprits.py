@@ -2,8 +2,8 @@
 
 import pytest
 
-from stoker.agent.driver_culprits import Culprits, Trial
-from stoker.agent.driver_watch import Note
+from stoker.agent.driver_host.culprits import Culprits, Trial
+from stoker.agent.driver_host.watch import Note
 from stoker.agent.facts import Fact
 from stoker.agent.readings import GpuFault, GpuIdentity, GpuReading, Inventory, XidSeen
 

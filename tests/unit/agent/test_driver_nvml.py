@@ -10,10 +10,10 @@ from tests.support.nvml_rig import FAST, SLOW, Rig, failed, told
 
 from stoker.agent import driver
 from stoker.agent.driver import DriverError, GpuLost, Suspect
-from stoker.agent.driver_nvml import NO_GPU, NvmlDriver, kernel_gpus, nvidia_ml_py
 from stoker.agent.facts import CLOCK_EVENT_BITS, FACTS, Fact, Rate
+from stoker.agent.nvml.driver import NO_GPU, NvmlDriver, kernel_gpus, nvidia_ml_py
 from stoker.agent.readings import GpuIdentity, ReadFailure
-from stoker.agent.simulated_scenario import (
+from stoker.agent.simulated.scenario import (
     Answer,
     Fail,
     Fault,

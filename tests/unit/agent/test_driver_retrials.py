@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stoker.agent.driver_retrials import Retrials
+from stoker.agent.driver_host.retrials import Retrials
 
 
 def made() -> Retrials[str]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from stoker.agent.driver_states import (
+from stoker.agent.driver_host.states import (
     HUNG_FUNCTIONS_MAX,
     OTHER_FUNCTIONS,
     HostState,
@@ -15,7 +15,7 @@ from stoker.agent.driver_states import (
     why_busy,
     with_hang,
 )
-from stoker.agent.driver_watch import Limits, Note
+from stoker.agent.driver_host.watch import Limits, Note
 from stoker.core.errors import ExitCode
 
 

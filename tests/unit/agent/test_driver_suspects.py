@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from stoker.agent.driver import DriverTimeout, Suspect
-from stoker.agent.driver_suspects import Suspects
+from stoker.agent.driver_host.suspects import Suspects
 from stoker.agent.readings import GpuFault, GpuIdentity, Inventory
 
 

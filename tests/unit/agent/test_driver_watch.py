@@ -2,7 +2,7 @@
 
 import pytest
 
-from stoker.agent.driver_watch import CallWatch, Limits, Note, Overdue
+from stoker.agent.driver_host.watch import CallWatch, Limits, Note, Overdue
 
 LIMITS = Limits(call_seconds=1.0, question_seconds=10.0)
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families as read_prometheus
 from tests.support.pages import read_openmetrics
 
-from stoker.agent.exposition import (
+from stoker.agent.metrics.exposition import (
     Family,
     FamilyKind,
     family,

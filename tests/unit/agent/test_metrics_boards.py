@@ -11,16 +11,16 @@ from tests.support.pages import read_openmetrics
 from tests.support.simulated_nodes import World, node
 from tests.support.snapshots import dcgm_page, own_page, snapshot
 
-from stoker.agent.driver_nvml import NvmlDriver
-from stoker.agent.driver_states import HostCounters
+from stoker.agent.driver_host.states import HostCounters
 from stoker.agent.events import DriverChanged, InventoryRead, SampleTaken, Started
-from stoker.agent.exposition import openmetrics_text
 from stoker.agent.facts import Fact, Rate
-from stoker.agent.metrics_own import own_families
-from stoker.agent.metrics_snapshot import Durations, Snapshot
-from stoker.agent.metrics_table import LABELS_MAX
+from stoker.agent.metrics.exposition import openmetrics_text
+from stoker.agent.metrics.own import own_families
+from stoker.agent.metrics.snapshot import Durations, Snapshot
+from stoker.agent.metrics.table import LABELS_MAX
 from stoker.agent.model import DriverState, DriverStatus, NodeIdentity
-from stoker.agent.simulated_scenario import (
+from stoker.agent.nvml.driver import NvmlDriver
+from stoker.agent.simulated.scenario import (
     Scenario,
     ScriptedDriver,
     ScriptedEvent,

@@ -21,7 +21,7 @@ from tests.support.snapshots import (
 
 from stoker.agent.config import HostnameLabel
 from stoker.agent.facts import Fact
-from stoker.agent.metrics_snapshot import Snapshot
+from stoker.agent.metrics.snapshot import Snapshot
 from stoker.agent.readings import MigDeviceReading
 from stoker.agent.telemetry import GpuTelemetry, XidCount
 

@@ -8,13 +8,15 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from tests.support.snapshots import FULL, VIEW, eventful, snapshot
 
-from stoker.agent import dcgm_fields, nvml_facts, nvml_gpm
 from stoker.agent.config import MetricsConfig
-from stoker.agent.exporter import Pages
-from stoker.agent.exposition import FamilyKind
+from stoker.agent.dcgm import fields as dcgm_fields
 from stoker.agent.facts import FACTS
-from stoker.agent.metrics_snapshot import Snapshot
-from stoker.agent.metrics_table import LABEL_BOUNDS, LABELS_MAX, METRICS, MIG_FACTS, RATE_OF, Metric
+from stoker.agent.metrics.exporter import Pages
+from stoker.agent.metrics.exposition import FamilyKind
+from stoker.agent.metrics.snapshot import Snapshot
+from stoker.agent.metrics.table import LABEL_BOUNDS, LABELS_MAX, METRICS, MIG_FACTS, RATE_OF, Metric
+from stoker.agent.nvml import facts as nvml_facts
+from stoker.agent.nvml import gpm as nvml_gpm
 
 
 def everything() -> Snapshot:

@@ -7,9 +7,9 @@ import pytest
 from tests.support.nvml_rig import SLOW, Rig, failed
 
 from stoker.agent.driver import InventoryChanged
-from stoker.agent.nvml_events import EVENTS_MAX
+from stoker.agent.nvml.events import EVENTS_MAX
 from stoker.agent.readings import XidSeen
-from stoker.agent.simulated_scenario import (
+from stoker.agent.simulated.scenario import (
     Fail,
     Lose,
     Missing,

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from stoker.agent.facts import CLOCK_EVENT_BITS, Fact
-from stoker.agent.nvml_facts import (
+from stoker.agent.nvml.facts import (
     REMAPPED_ROWS,
     Told,
     fan_questions,

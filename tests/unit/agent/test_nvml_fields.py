@@ -10,10 +10,10 @@ from tests.support.nvml_rig import FAST, SLOW, Rig, failed, told
 
 from stoker.agent.driver import DriverNotLoaded, DriverUnavailable, LibraryMismatch
 from stoker.agent.facts import Fact, Rate
-from stoker.agent.nvml_fields import fields_at, value_of
-from stoker.agent.nvml_table import FIELD_VALUE
-from stoker.agent.nvml_units import release_of
-from stoker.agent.simulated_scenario import Fail, Fault, Field, Missing, ScriptedDriver
+from stoker.agent.nvml.fields import fields_at, value_of
+from stoker.agent.nvml.table import FIELD_VALUE
+from stoker.agent.nvml.units import release_of
+from stoker.agent.simulated.scenario import Fail, Fault, Field, Missing, ScriptedDriver
 
 NVML: Any = pynvml
 

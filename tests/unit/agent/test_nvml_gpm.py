@@ -8,8 +8,8 @@ import pytest
 from tests.support.nvml_rig import Rig, failed
 
 from stoker.agent.facts import Fact
-from stoker.agent.nvml_gpm import METRICS
-from stoker.agent.simulated_scenario import Fail, Lose, Missing, ScriptedMig, ScriptedProcess
+from stoker.agent.nvml.gpm import METRICS
+from stoker.agent.simulated.scenario import Fail, Lose, Missing, ScriptedMig, ScriptedProcess
 
 NVML: Any = pynvml
 COUNTED = {fact for _, fact, _ in METRICS}

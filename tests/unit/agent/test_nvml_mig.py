@@ -9,8 +9,8 @@ from tests.support.nvml_rig import FAST, SLOW, Rig, failed, told
 
 from stoker.agent.driver import InventoryChanged
 from stoker.agent.facts import Fact
-from stoker.agent.nvml_mig import profile_of
-from stoker.agent.simulated_scenario import (
+from stoker.agent.nvml.mig import profile_of
+from stoker.agent.simulated.scenario import (
     Answer,
     Fail,
     Lose,

@@ -8,7 +8,7 @@ import pytest
 from tests.support.nvml_rig import Rig
 
 from stoker.agent.readings import ProcessReading
-from stoker.agent.simulated_scenario import Fail, Missing, ScriptedMig, ScriptedProcess
+from stoker.agent.simulated.scenario import Fail, Missing, ScriptedMig, ScriptedProcess
 
 NVML: Any = pynvml
 GIB = 2**30

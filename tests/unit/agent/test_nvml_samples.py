@@ -9,7 +9,7 @@ from tests.support.nvml_rig import Rig, failed
 
 from stoker.agent.facts import Fact
 from stoker.agent.readings import Extent
-from stoker.agent.simulated_scenario import Fail, Missing, ScriptedMig, ScriptedProcess
+from stoker.agent.simulated.scenario import Fail, Missing, ScriptedMig, ScriptedProcess
 
 NVML: Any = pynvml
 UINT = NVML.NVML_VALUE_TYPE_UNSIGNED_INT

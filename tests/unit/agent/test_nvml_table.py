@@ -8,11 +8,11 @@ from typing import Any, get_type_hints
 import pynvml  # type: ignore[import-untyped]
 import pytest
 
-from stoker.agent import nvml_table as table
 from stoker.agent.facts import FACTS, Fact, Rate
-from stoker.agent.nvml_facts import QUESTIONS, Question, fan_questions
-from stoker.agent.nvml_fields import FIELDS, Field, fields_at, link_fields
-from stoker.agent.nvml_gpm import METRICS
+from stoker.agent.nvml import table
+from stoker.agent.nvml.facts import QUESTIONS, Question, fan_questions
+from stoker.agent.nvml.fields import FIELDS, Field, fields_at, link_fields
+from stoker.agent.nvml.gpm import METRICS
 
 NVML: Any = pynvml
 

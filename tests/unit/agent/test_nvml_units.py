@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from stoker.agent.nvml_units import (
+from stoker.agent.nvml.units import (
     as_text,
     celsius,
     count,

@@ -6,7 +6,7 @@ from pathlib import Path
 import bcrypt
 import pytest
 
-from stoker.agent.page_access import Users, load_tls, load_users, parse_users
+from stoker.agent.metrics.page_access import Users, load_tls, load_users, parse_users
 from stoker.core.errors import BadInput
 
 # The least that bcrypt allows, so that tests are quick.

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from stoker.agent import driver
 from stoker.agent.driver import ERRORS_BY_KIND, DriverError, Suspect, UnknownDriverError
-from stoker.agent.driver_frames import (
+from stoker.agent.driver_host.frames import (
     FRAME_BYTES_MAX,
     INVENTORY,
     LENGTH,
@@ -37,7 +37,7 @@ from stoker.agent.driver_frames import (
     pack,
     to_failure,
 )
-from stoker.agent.driver_watch import Note
+from stoker.agent.driver_host.watch import Note
 from stoker.agent.facts import Fact, Rate
 from stoker.agent.readings import (
     WHOLE_GPU,

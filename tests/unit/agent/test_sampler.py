@@ -10,7 +10,7 @@ from stoker.agent.driver import (
     HostRenewed,
     LibraryMismatch,
 )
-from stoker.agent.driver_states import (
+from stoker.agent.driver_host.states import (
     Failed,
     HostState,
     Released,

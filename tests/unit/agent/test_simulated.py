@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from tests.support.simulated_nodes import GIB, NVML, World, node, refused
 
-from stoker.agent.nvml_table import NvmlTable
-from stoker.agent.simulated import SimulatedNvml
-from stoker.agent.simulated_scenario import (
+from stoker.agent.nvml.table import NvmlTable
+from stoker.agent.simulated.nvml import SimulatedNvml
+from stoker.agent.simulated.scenario import (
     Answer,
     Fail,
     Field,

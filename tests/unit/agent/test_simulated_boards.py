@@ -6,7 +6,7 @@ import pytest
 from tests.support.simulated_nodes import GIB, MIB, NVML, World, fields_of, node, outcome, refused
 
 from stoker.agent.facts import Fact
-from stoker.agent.simulated_scenario import Answer, Scenario, ScriptedFact, ScriptedProcess
+from stoker.agent.simulated.scenario import Answer, Scenario, ScriptedFact, ScriptedProcess
 from stoker.core.gpu_models import MODELS
 
 NOT_SUPPORTED = "NOT_SUPPORTED"

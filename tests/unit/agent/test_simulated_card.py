@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from stoker.agent.simulated_card import SimulatedCard
-from stoker.agent.simulated_instances import IDLE, Work
+from stoker.agent.simulated.card import SimulatedCard
+from stoker.agent.simulated.instances import IDLE, Work
 from stoker.core.gpu_models import MODELS
 
 GIB = 2**30

@@ -3,8 +3,8 @@
 import pytest
 from tests.support.simulated_nodes import NVML, World, node, outcome, refused
 
-from stoker.agent.simulated_drivers import parse_release
-from stoker.agent.simulated_scenario import Scenario, ScriptedDriver
+from stoker.agent.simulated.drivers import parse_release
+from stoker.agent.simulated.scenario import Scenario, ScriptedDriver
 from stoker.core.errors import BadInput
 
 

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from tests.support.simulated_nodes import NVML, World, node, outcome, refused
 
-from stoker.agent.simulated import SimulatedNvml
-from stoker.agent.simulated_scenario import Fail, Hang, Scenario, ScriptedEvent, ScriptedMig
+from stoker.agent.simulated.nvml import SimulatedNvml
+from stoker.agent.simulated.scenario import Fail, Hang, Scenario, ScriptedEvent, ScriptedMig
 
 XID: int = NVML.nvmlEventTypeXidCriticalError
 MIG_CHANGED: int = NVML.nvmlEventMigConfigChange

@@ -7,9 +7,9 @@ import pytest
 from tests.support.simulated_nodes import NVML, World, node, refused
 
 from stoker.agent.facts import Fact
-from stoker.agent.simulated import SimulatedNvml
-from stoker.agent.simulated_drivers import parse_release
-from stoker.agent.simulated_scenario import (
+from stoker.agent.simulated.drivers import parse_release
+from stoker.agent.simulated.nvml import SimulatedNvml
+from stoker.agent.simulated.scenario import (
     Fail,
     Field,
     Scenario,

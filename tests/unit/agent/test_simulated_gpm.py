@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from tests.support.simulated_nodes import NVML, World, node, outcome, refused
 
-from stoker.agent.simulated import SimulatedNvml
-from stoker.agent.simulated_scenario import Fail, Scenario, ScriptedMig, ScriptedProcess
+from stoker.agent.simulated.nvml import SimulatedNvml
+from stoker.agent.simulated.scenario import Fail, Scenario, ScriptedMig, ScriptedProcess
 
 SM, TENSOR, DRAM = 2, 5, 10
 PCIE_SENT, NVLINK_SENT, NVLINK_RECEIVED, LINK_0_RECEIVED, LINK_17_SENT = 20, 61, 60, 62, 97

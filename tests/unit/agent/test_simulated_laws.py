@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.simulated_nodes import NVML, World, node, outcome
 
-from stoker.agent.simulated import SimulatedNvml
-from stoker.agent.simulated_scenario import Scenario, ScriptedMig, ScriptedProcess
+from stoker.agent.simulated.nvml import SimulatedNvml
+from stoker.agent.simulated.scenario import Scenario, ScriptedMig, ScriptedProcess
 from stoker.core.gpu_models import MODELS
 
 ALL_LINKS = 2**32 - 1

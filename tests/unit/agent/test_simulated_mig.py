@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from tests.support.simulated_nodes import GIB, MIB, NVML, World, fields_of, node, outcome, refused
 
-from stoker.agent.simulated import SimulatedNvml
-from stoker.agent.simulated_scenario import (
+from stoker.agent.simulated.nvml import SimulatedNvml
+from stoker.agent.simulated.scenario import (
     Hang,
     Lose,
     Scenario,

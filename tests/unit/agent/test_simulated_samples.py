@@ -6,8 +6,8 @@ from statistics import fmean
 import pytest
 from tests.support.simulated_nodes import NVML, World, node, outcome, refused
 
-from stoker.agent.simulated import SimulatedNvml
-from stoker.agent.simulated_scenario import Scenario, ScriptedMig, ScriptedProcess
+from stoker.agent.simulated.nvml import SimulatedNvml
+from stoker.agent.simulated.scenario import Scenario, ScriptedMig, ScriptedProcess
 
 POWER, LOAD, MEMORY = 0, 1, 2
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from tests.support.simulated_nodes import GIB, NVML, World, node
 
-from stoker.agent.simulated_scenario import Scenario, ScriptedMig
-from stoker.agent.simulated_workloads import (
+from stoker.agent.simulated.scenario import Scenario, ScriptedMig
+from stoker.agent.simulated.workloads import (
     CONTEXT_BYTES,
     parse_devices,
     parse_workload,

@@ -1,0 +1,1 @@
+"""Reads hardware counters from an nv-hostengine, where NVML has none."""

@@ -1,0 +1,1 @@
+"""The pages for Prometheus: tables of series, what fills them, the server."""

@@ -1,0 +1,1 @@
+"""Reads GPUs through NVML, and knows its habits."""
