@@ -67,7 +67,8 @@ proto-check: .venv/.stoker-dev ## Check that the committed generated code is wha
 docs: .venv/.stoker-dev ## Generate the generated parts of docs/
 	@$(BIN)/python scripts/generate_docs.py
 
-bench: .venv/.stoker-dev ## Measure ingest and allocate, at the sizes docs/benchmarks.md quotes
+bench: .venv/.stoker-dev ## Measure sampling, ingest and allocate, at the sizes docs/benchmarks.md quotes
+	@$(BIN)/stoker bench sampling --simulate 8xH100-80GB --json
 	@$(BIN)/stoker bench ingest --nodes 1000 --gpus 8 --hz 1 --seconds 20 --json
 	@$(BIN)/stoker bench allocate --nodes 1000 --rate 500 --json
 

@@ -27,11 +27,18 @@ class TimedTable:
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._table, name)
+        if name == "_nvmlGetFunctionPointer":
+            return lambda function: self._timed(function, found(function))
         if not (name.startswith("nvml") and callable(found)) or isinstance(found, type):
             return found
         timed = self._timed(name, found)
         setattr(self, name, timed)
         return timed
+
+    def forget(self) -> None:
+        """Begin anew; functions that were handed out go on telling."""
+        for taken in self.seconds.values():
+            taken.clear()
 
     def _timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         taken = self.seconds.setdefault(name, [])
@@ -52,7 +59,7 @@ def main() -> int:
     driver = NvmlDriver(cast("NvmlTable", table))
     driver.open()
     inventory = driver.inventory()
-    table.seconds.clear()
+    table.forget()
     for number in range(SWEEPS):
         driver.sample((Rate.FAST, Rate.SLOW) if number % 10 == 0 else (Rate.FAST,))
         if number % 5 == 0:

@@ -87,7 +87,12 @@ class DriverError(StokerError):
         self.found = found
         self.function = function  # the driver's function, "nvmlDeviceGetPowerUsage"
         self.gpu = gpu  # a UUID, or "GPU 3" before the UUID is known
-        super().__init__(": ".join(part for part in (gpu, function, found) if part))
+        super().__init__(": ".join(part for part in (gpu, self.what) if part))
+
+    @property
+    def what(self) -> str:
+        """What was found by which function, for where the GPU is named already."""
+        return ": ".join(part for part in (self.function, self.found) if part)
 
 
 class DriverUnavailable(DriverError):

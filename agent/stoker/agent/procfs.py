@@ -13,7 +13,6 @@ class Stat:
 
     name: str
     state: str  # one letter; "Z" ended and was not reaped
-    parent_pid: int
     started_ticks: int  # since boot
 
 
@@ -43,7 +42,6 @@ def parse_stat(text: bytes) -> Stat:
     return Stat(
         name=before.partition(b"(")[2].decode("utf-8", "replace"),
         state=fields[0].decode("ascii"),
-        parent_pid=int(fields[1]),
         started_ticks=int(fields[19]),
     )
 

@@ -1,4 +1,4 @@
-"""Who a process is, as /proc tells it: its user, its command, its parents, its allocation."""
+"""Who a process is, as /proc tells it: its user, its command, its allocation."""
 
 import os
 import pwd
@@ -10,7 +10,6 @@ from stoker.agent.readings import ProcessReading
 ALLOCATION = "STOKER_ALLOCATION_ID"
 
 COMMAND_CHARACTERS_MAX = 200
-_PARENTS_MAX = 64
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 
@@ -22,7 +21,6 @@ class ProcessFacts:
     command: str  # as it was called, cut to COMMAND_CHARACTERS_MAX
     started_at: float | None = None  # Unix seconds; with the PID it names the process for good
     user: str | None = None  # a name, or the number of a user who has none here
-    parents: tuple[int, ...] = ()  # nearest first, without PID 1
     allocation_id: str | None = None  # None also when its environment may not be read
 
 
@@ -50,7 +48,6 @@ class ProcTable:
             command=parse_command(read(f"{self._root}/{pid}/cmdline")) or f"[{stat.name}]",
             started_at=self._booted_at + stat.started_ticks / _TICKS_PER_SECOND,
             user=self._user(uid),
-            parents=self._parents(stat.parent_pid),
             allocation_id=parse_variable(read(f"{self._root}/{pid}/environ"), ALLOCATION),
         )
         # The PID may have been given to another process while it was read.
@@ -65,14 +62,6 @@ class ProcTable:
         """
         facts = self.look_up(process.pid)
         return facts or ProcessFacts(process.pid, process.name or "(not visible here)")
-
-    def _parents(self, pid: int) -> tuple[int, ...]:
-        parents: list[int] = []
-        while pid > 1 and len(parents) < _PARENTS_MAX:
-            parents.append(pid)
-            stat = self._stat(pid)
-            pid = stat.parent_pid if stat else 0
-        return tuple(parents)
 
     def _stat(self, pid: int) -> Stat | None:
         text = read(f"{self._root}/{pid}/stat")

@@ -221,7 +221,8 @@ class Sampler:
         if inventory is not self._inventory:
             self._inventory = inventory
             for fault in inventory.missing:
-                _log.warning("GPU %d cannot be read: %s", fault.index, fault.message)
+                who = f"GPU {fault.index}" + (f" ({fault.uuid})" if fault.uuid else "")
+                _log.warning("%s cannot be read: %s", who, fault.message)
             status = CollectorStatus(succeeded=True, last_success_at=self._clock.now())
             self._statuses = {**self._statuses, "inventory": status}
             self._happen(InventoryRead(self._clock.now(), inventory))

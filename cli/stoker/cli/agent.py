@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import click
 import msgspec
 
-from stoker.cli import render_agent
+from stoker.cli import render_agent, screen
 from stoker.cli.agent_socket import VARIABLE, socket_paths
 from stoker.cli.daemons import run_agent
 from stoker.cli.settings import Settings, json_option
@@ -131,4 +131,4 @@ def _show(settings: Settings, answer: A, rendered: Callable[[A], render_agent.Sh
     if settings.json:
         print(as_json(document(answer)))
     else:
-        render_agent.show(rendered(answer))
+        screen.show(rendered(answer))

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from stoker.cli import documents, render
+from stoker.cli import documents, render, screen
 from stoker.cli.errands import Errand, SignalRouter
 from stoker.cli.settings import PATIENCE_SECONDS, Settings, fleet_options
 from stoker.cli.text import as_json, one_line
@@ -94,7 +94,7 @@ async def _print_allocation(
     if settings.json:
         print(as_json(documents.allocation(granted)))
     else:
-        render.show(render.allocation(granted, time.time()))
+        screen.show(render.allocation(granted, time.time()))
     return ExitCode.OK
 
 

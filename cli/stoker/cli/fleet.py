@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from stoker.cli import documents, render
+from stoker.cli import documents, render, screen
 from stoker.cli.ordering import in_order
 from stoker.cli.settings import Settings, fleet_options
 from stoker.cli.text import as_json, document, one_line
@@ -27,7 +27,7 @@ def status(settings: Settings, include_ended: bool) -> None:
     if settings.json:
         print(as_json(documents.status(nodes, allocations)))
         return
-    render.show(render.status(nodes, allocations, fleet.address, time.time()))
+    screen.show(render.status(nodes, allocations, fleet.address, time.time()))
 
 
 @click.command()
@@ -50,7 +50,7 @@ def why(settings: Settings, /, allocation_id: str | None, **options: Any) -> Non
     if settings.json:
         print(as_json(document(found)))
     else:
-        render.show(render.explanation(found))
+        screen.show(render.explanation(found))
 
 
 @click.command()

@@ -1,11 +1,9 @@
 """Values as tables for people: the fleet, an allocation, an explanation. Nothing here prints."""
 
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import TextIO
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.text import Text
 
 from stoker.cli.columns import Columns
@@ -19,28 +17,6 @@ _STATE_STYLES = {
     NodeState.STALE: "yellow",
     NodeState.DISCONNECTED: "red",
 }
-# Wide enough that nothing folds where no terminal sets a width: a line is then a record.
-_WIDTH_WITHOUT_TERMINAL = 10_000
-
-
-def console(stream: TextIO | None = None, width: int | None = None) -> Console:
-    """Return where renderables are printed, else standard output; foreign text is no markup."""
-    file = sys.stdout if stream is None else stream
-    wide = None if file.isatty() else _WIDTH_WITHOUT_TERMINAL
-    return Console(file=file, width=width or wide, markup=False, highlight=False, emoji=False)
-
-
-def show(shown: RenderableType, where: Console | None = None) -> None:
-    """Print, without the blanks with which tables end their lines."""
-    where = where or console()
-    with where.capture() as captured:
-        where.print(shown, crop=False)
-    lines = [line.rstrip() for line in captured.get().splitlines()]
-    where.file.write("\n".join(lines) + "\n")
-    where.file.flush()
-
-
-# --- the fleet
 
 
 def status(

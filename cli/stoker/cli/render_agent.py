@@ -1,4 +1,4 @@
-"""What an agent answers, for people. Nothing here prints, but for `show`."""
+"""What an agent answers, for people. Nothing here prints."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -7,7 +7,6 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from stoker.cli import render
 from stoker.cli.columns import GAP, Columns
 from stoker.cli.text import one_line
 from stoker.core.local import (
@@ -25,7 +24,6 @@ from stoker.core.local import (
 from stoker.core.units import format_bytes, format_duration
 
 Shown = RenderableType
-show = render.show
 
 ABSENT = "-"
 RESUME = "stoker agent resume"

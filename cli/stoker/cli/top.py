@@ -13,7 +13,7 @@ from collections.abc import Generator
 import click
 from rich.live import Live
 
-from stoker.cli import documents, render
+from stoker.cli import documents, render, screen
 from stoker.cli.ordering import in_order
 from stoker.cli.settings import Settings, fleet_options
 from stoker.cli.text import Document
@@ -53,7 +53,7 @@ async def _print(settings: Settings, seconds: float, iterations: int | None) -> 
                 print(json.dumps(await _document(fleet)), flush=True)
             else:
                 nodes = in_order(await fleet.nodes())
-                render.show(render.top(nodes, time.time(), None))
+                screen.show(render.top(nodes, time.time(), None))
             done += 1
             if done == iterations:
                 return ExitCode.OK
@@ -66,7 +66,7 @@ async def _document(fleet: AsyncFleet) -> Document:
 
 
 async def _live(settings: Settings, seconds: float, iterations: int | None) -> int:
-    console = render.console()
+    console = screen.console()
     quit_wanted = asyncio.Event()
     async with settings.connect_async() as fleet:
         with (

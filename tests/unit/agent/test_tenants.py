@@ -10,7 +10,7 @@ from stoker.agent.tenants import in_thread, see
 
 def test_a_process_is_what_the_driver_and_proc_tell() -> None:
     reading = ProcessReading("GPU-0", 42, "compute", 2**30, "/usr/bin/python3")
-    facts = ProcessFacts(42, "python3 train.py", 12.5, "ann", (7,), "a")
+    facts = ProcessFacts(42, "python3 train.py", 12.5, "ann", "a")
     assert see(reading, facts) == ProcessSeen(
         "GPU-0", 42, "ann", "python3 train.py", 2**30, 12.5, "a"
     )

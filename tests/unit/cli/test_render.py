@@ -7,7 +7,7 @@ import pytest
 from rich.console import RenderableType
 from tests.conftest import Golden
 
-from stoker.cli import render
+from stoker.cli import render, screen
 from stoker.client import (
     Allocation,
     AllocationState,
@@ -31,7 +31,7 @@ H100 = "NVIDIA H100 80GB HBM3"
 
 def text_of(shown: RenderableType, width: int = 200) -> str:
     stream = io.StringIO()
-    render.show(shown, render.console(stream, width))
+    screen.show(shown, screen.console(stream, width))
     return stream.getvalue()
 
 

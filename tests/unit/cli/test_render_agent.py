@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from rich.console import RenderableType
 from tests.conftest import Golden
 
-from stoker.cli import render, render_agent
+from stoker.cli import render_agent, screen
 from stoker.core.local import (
     DriverCall,
     DriverFacts,
@@ -34,7 +34,7 @@ PENDING = "pending: PID 4243 in uninterruptible sleep, in nvmlDeviceGetTemperatu
 
 def text_of(shown: RenderableType, width: int = 120) -> str:
     stream = io.StringIO()
-    render.show(shown, render.console(stream, width))
+    screen.show(shown, screen.console(stream, width))
     return stream.getvalue()
 
 

@@ -160,7 +160,7 @@ class NvmlDriver:
                 raise
             except DriverError as error:
                 uuid = uuid or (suspect.uuid if suspect else None)
-                missing.append(GpuFault(index, uuid, error.kind, str(error)))
+                missing.append(GpuFault(index, uuid, error.kind, error.what))
         return Inventory(
             at=at,
             driver_version=driver_version,
@@ -204,7 +204,7 @@ class NvmlDriver:
                 raise
             except DriverError as error:
                 gpu.remember_loss(error)
-                failed.append(GpuFault(gpu.device.index, gpu.uuid, error.kind, str(error)))
+                failed.append(GpuFault(gpu.device.index, gpu.uuid, error.kind, error.what))
         return ProcessesReading(started_at, self._now(), tuple(users), tuple(failed))
 
     def _look_at_kernel(self) -> None:

@@ -109,7 +109,7 @@ class NvmlGpu:
                 mig_devices = self._read_mig(told, rates, profiling=profiling)
         except GpuUnavailable as error:
             self.remember_loss(error)
-            failure = ReadFailure(WHOLE_GPU, error.kind, str(error))
+            failure = ReadFailure(WHOLE_GPU, error.kind, error.what)
             xids = tuple(self._xids)
             return GpuReading(self.uuid, at, tuple(rates), xids=xids, failures=(failure,))
         return GpuReading(
