@@ -28,7 +28,11 @@ class TimedTable:
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._table, name)
         if name == "_nvmlGetFunctionPointer":
-            return lambda function: self._timed(function, found(function))
+
+            def find(function: str) -> Callable[..., Any]:
+                return self._timed(function, found(function))
+
+            return find
         if not (name.startswith("nvml") and callable(found)) or isinstance(found, type):
             return found
         timed = self._timed(name, found)
