@@ -6,34 +6,27 @@ import json
 from collections.abc import AsyncGenerator
 from dataclasses import replace
 from pathlib import Path
-from random import Random
 from typing import Any
 
+from tests.support.assembled import assembled
 from tests.support.daemons import stoker
 from tests.support.driver_hosts import HASTY
 from tests.support.ports import free_port
-from tests.support.waiting import until
+from tests.support.waiting import until, until_true
 
 from stoker.agent.config import AgentConfig, settle
 from stoker.agent.daemon import Agent
 from stoker.agent.driver_host.frames import SimulatedDriver
-from stoker.agent.driver_host.link import DriverHost
-from stoker.agent.journal import Journal
-from stoker.agent.local import LocalDoor
-from stoker.agent.model import NodeIdentity
-from stoker.agent.proctable import ProcTable
-from stoker.core.clock import SystemClock
+from stoker.agent.events import ReleaseAsked, ResumeAsked
 from stoker.core.errors import ExitCode
-from stoker.core.sdnotify import Notifier
 from stoker.testing.undying import Undying
 
 INTERVAL = 0.1
 
 
 @contextlib.asynccontextmanager
-async def agent_of(folder: Path, undying: Undying) -> AsyncGenerator[Path]:
+async def agent_of(folder: Path, undying: Undying) -> AsyncGenerator[tuple[Agent, Path]]:
     """An agent in this process, whose driver hosts may be held by the kernel; where it answers."""
-    clock, patience = SystemClock(), replace(HASTY, kill_seconds=0.1)
     written = AgentConfig(
         node="node-a",
         aggregator=(f"127.0.0.1:{free_port()}",),
@@ -42,36 +35,37 @@ async def agent_of(folder: Path, undying: Undying) -> AsyncGenerator[Path]:
     )
     settings = settle(written, {}, hostname="node-a")
     source = SimulatedDriver(("2xT4",), "node-a")
-    journal = Journal.open(settings.data_dir)
-    door = LocalDoor.open(settings.socket)
-    agent = Agent(
-        settings,
-        NodeIdentity("node-a", "0.1.0", "boot", True, "", {}, INTERVAL, "process"),
-        journal=journal,
-        host=DriverHost(
-            source, patience=patience, clock=clock, spawn=undying, read_state=undying.read_state
-        ),
-        door=door,
-        user="ann",
-        proctable=ProcTable(),
-        notifier=Notifier({}),
-        clock=clock,
-        rng=Random(1),
-    )
-    running = asyncio.create_task(agent.run())
-    try:
-        yield settings.socket
-    finally:
-        undying.let_go()
-        agent.stop()
-        await running
-        door.close()
-        journal.close()
+    with assembled(settings, source, replace(HASTY, kill_seconds=0.1), undying) as agent:
+        running = asyncio.create_task(agent.run())
+        try:
+            yield agent, settings.socket
+        finally:
+            undying.let_go()
+            agent.stop()
+            await running
+
+
+async def test_a_release_that_is_taken_back_at_once_leaves_the_driver_alone(
+    tmp_path: Path,
+) -> None:
+    """Both are told before the first of them has begun to be carried out."""
+    undying = Undying()
+    async with agent_of(tmp_path, undying) as (agent, _):
+
+        def samples() -> int:
+            return agent.snapshot().view.samples_total
+
+        await until_true("it to read", lambda: samples() > 0)
+        agent.happen(ReleaseAsked(0.0, None, "ann"))
+        agent.happen(ResumeAsked(0.0, "ann"))
+        before = samples()
+        await until_true("it to read on", lambda: samples() > before + 3)
+        assert len(undying.started) == 1
 
 
 async def test_release_is_pending_while_the_kernel_holds_the_driver_host(tmp_path: Path) -> None:
     undying = Undying()
-    async with agent_of(tmp_path, undying) as socket:
+    async with agent_of(tmp_path, undying) as (_, socket):
 
         async def ask(*verb: str) -> tuple[int, dict[str, Any]]:
             arguments = ("agent", *verb, "--socket", str(socket), "--json")
@@ -110,7 +104,7 @@ async def test_release_is_pending_while_the_kernel_holds_the_driver_host(tmp_pat
 
 async def test_resumed_before_the_kernel_lets_go_it_reads_on_with_the_next(tmp_path: Path) -> None:
     undying = Undying()
-    async with agent_of(tmp_path, undying) as socket:
+    async with agent_of(tmp_path, undying) as (_, socket):
 
         async def ask(*verb: str) -> dict[str, Any]:
             arguments = ("agent", *verb, "--socket", str(socket), "--json")

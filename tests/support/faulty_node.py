@@ -11,25 +11,18 @@ import urllib.request
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from pathlib import Path
-from random import Random
 from typing import Any
 
+from tests.support.assembled import assembled
 from tests.support.pages import Page, read_page
 from tests.support.waiting import until
 
 from stoker.agent.config import AgentConfig, settle
 from stoker.agent.daemon import Agent
 from stoker.agent.driver_host.frames import SimulatedDriver
-from stoker.agent.driver_host.link import DriverHost
 from stoker.agent.driver_host.states import Patience
-from stoker.agent.journal import Journal
-from stoker.agent.local import LocalDoor
 from stoker.agent.metrics.exporter import MetricsServer
-from stoker.agent.model import NodeIdentity
-from stoker.agent.proctable import ProcTable
 from stoker.client import AsyncFleet, Node
-from stoker.core.clock import SystemClock
-from stoker.core.sdnotify import Notifier
 from stoker.testing.undying import Undying
 
 GPUS = 4
@@ -285,7 +278,7 @@ async def faulty_node(
     folder: Path, name: str, aggregator: str, fleet_metrics: str
 ) -> AsyncGenerator[FaultyNode]:
     """A node that is well, and all of whose GPUs can be had."""
-    clock, hosts, scenario = SystemClock(), Undying(), folder / "scenario.json"
+    hosts, scenario = Undying(), folder / "scenario.json"
     written = AgentConfig(
         node=name,
         aggregator=(aggregator,),
@@ -297,24 +290,7 @@ async def faulty_node(
     settings = settle(written, {}, hostname=name)
     source = SimulatedDriver((f"{GPUS}x{MODEL}",), name, 0, str(scenario))
     async with contextlib.AsyncExitStack() as opened:
-        journal = Journal.open(settings.data_dir)
-        opened.callback(journal.close)
-        door = LocalDoor.open(settings.socket)
-        opened.callback(door.close)
-        agent = Agent(
-            settings,
-            NodeIdentity(name, "0.1.0", "boot", True, "", {}, INTERVAL_SECONDS, f"process-{name}"),
-            journal=journal,
-            host=DriverHost(
-                source, patience=PATIENCE, clock=clock, spawn=hosts, read_state=hosts.read_state
-            ),
-            door=door,
-            user="ann",
-            proctable=ProcTable(),
-            notifier=Notifier({}),
-            clock=clock,
-            rng=Random(1),
-        )
+        agent = opened.enter_context(assembled(settings, source, PATIENCE, hosts))
         listen = settings.metrics_listen.__class__("127.0.0.1", 0)
         server = MetricsServer(listen, agent.snapshot, settings.metrics)
         opened.push_async_callback(asyncio.to_thread, server.close)

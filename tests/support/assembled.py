@@ -1,0 +1,45 @@
+"""A real agent put together in the process of a test, with driver hosts that the test holds."""
+
+import contextlib
+from collections.abc import Generator
+from random import Random
+
+from stoker.agent.config import Settings
+from stoker.agent.daemon import Agent
+from stoker.agent.driver_host.frames import DriverSource
+from stoker.agent.driver_host.link import DriverHost
+from stoker.agent.driver_host.states import Patience
+from stoker.agent.journal import Journal
+from stoker.agent.local import LocalDoor
+from stoker.agent.model import NodeIdentity
+from stoker.agent.proctable import ProcTable
+from stoker.core.clock import SystemClock
+from stoker.core.sdnotify import Notifier
+from stoker.testing.undying import Undying
+
+
+@contextlib.contextmanager
+def assembled(
+    settings: Settings, source: DriverSource, patience: Patience, hosts: Undying
+) -> Generator[Agent]:
+    """Give an agent that does not run yet; its journal and its door are closed in the end."""
+    clock, name, interval = SystemClock(), settings.node, settings.interval_seconds
+    with contextlib.ExitStack() as opened:
+        journal = Journal.open(settings.data_dir)
+        opened.callback(journal.close)
+        door = LocalDoor.open(settings.socket)
+        opened.callback(door.close)
+        yield Agent(
+            settings,
+            NodeIdentity(name, "0.1.0", "boot", True, "", {}, interval, f"process-{name}"),
+            journal=journal,
+            host=DriverHost(
+                source, patience=patience, clock=clock, spawn=hosts, read_state=hosts.read_state
+            ),
+            door=door,
+            user="ann",
+            proctable=ProcTable(),
+            notifier=Notifier({}),
+            clock=clock,
+            rng=Random(1),
+        )
