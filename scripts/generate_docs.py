@@ -13,23 +13,25 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import yaml
 from google.protobuf import descriptor_pb2 as d
 
+from stoker.agent.doctor.checkup import CHECKS
 from stoker.agent.facts import Fact
+from stoker.agent.health import checks as health
+from stoker.agent.health.meanings import Meaning
+from stoker.agent.health.options import HealthConfig
+from stoker.agent.health.xids import RECOVERY_ACTIONS, TABLE_VERSION, UNKNOWN_XID, XIDS
 from stoker.agent.metrics.dcgm import XID_DOC, XID_FIELD
 from stoker.agent.metrics.dcgm_fields import FIELDS
-from stoker.agent.metrics.table import (
-    GPU_LABELS,
-    INFO_LABELS,
-    LABEL_BOUNDS,
-    METRICS,
-    MIG_LABELS,
-    gpu_metric_name,
-)
+from stoker.agent.metrics.row import GPU_LABELS, INFO_LABELS, MIG_LABELS
+from stoker.agent.metrics.table import LABEL_BOUNDS, METRICS, gpu_metric_name
 from stoker.aggregator.model import TRANSITIONS
+from stoker.core.config import defaults_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 PROTO = ROOT / "proto"
+ALERTS = ROOT / "packaging" / "prometheus" / "stoker-alerts.yaml"
 
 
 def allocation_diagram() -> str:
@@ -93,6 +95,76 @@ def dcgm_fields() -> str:
     return "\n".join(rows)
 
 
+def alerts() -> str:
+    """Return the table of the alerts, from the rules that Prometheus loads."""
+    rows = ["| alert | severity | after | what it says |", "|---|---|---|---|"]
+    for group in yaml.safe_load(ALERTS.read_text(encoding="utf-8"))["groups"]:
+        for rule in group["rules"]:
+            said = re.sub(r"\{\{ (with|end)[^}]*\}\}", "", rule["annotations"]["summary"])
+            said = re.sub(r"\{\{ \$(?:labels\.)?(\w+)[^}]*\}\}B?", r"*\1*", said)
+            said = re.sub(r"\{\{[^}]*\}\}", "", said).strip()
+            after = "at once" if rule["for"] == "0s" else rule["for"]
+            rows.append(f"| `{rule['alert']}` | {rule['labels']['severity']} | {after} | {said} |")
+    return "\n".join(rows)
+
+
+def health_checks() -> str:
+    """Return the table of what is looked at on a GPU, and what comes of it."""
+    rows = [
+        "| check | kind | finds | verdict | action | ends | options | source |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in health.ROWS:
+        kind = f"`{row.code}`" if row.code else ""
+        options = " ".join(f"`{name}`" for name in row.options)
+        cells = (f"`{row.check}`", kind, row.finds, *_meaning(row.meaning), options, row.source)
+        rows.append(f"| {' | '.join(cells)} |")
+    rows.append("| `xid` | its number | an Xid | *below* | *below* | *below* | `xids` | *below* |")
+    rates = ", ".join(
+        f"{rate:g} (generation {generation})"
+        for generation, rate in health.PCIE_REPLAYS_PER_MINUTE_AND_LANE.items()
+    )
+    return "\n".join([*rows, "", f"PCIe replays per minute and lane: at most {rates}."])
+
+
+def health_options() -> str:
+    """Return the commented defaults of the options of health."""
+    return "\n".join(["```yaml", defaults_yaml(HealthConfig).rstrip(), "```"])
+
+
+def health_xids() -> str:
+    """Return the table of Xids."""
+    rows = [
+        f"Version {TABLE_VERSION} of the table.",
+        "",
+        "| Xid | name | whose | verdict | action | ends | source | note |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for each in XIDS.values():
+        whose = "hardware" if each.is_of_hardware else "software"
+        cells = (
+            str(each.number),
+            each.name,
+            whose,
+            *_meaning(each.meaning),
+            each.source,
+            each.note,
+        )
+        rows.append(f"| {' | '.join(cells)} |")
+    unknown = " | ".join(_meaning(UNKNOWN_XID))
+    rows.append(f"| any other |  |  | {unknown} | ours | newer than the table |")
+    rows += ["", "| Xid 154 in the kernel's log | verdict | action | ends |", "|---|---|---|---|"]
+    rows += [
+        f"| {each.text} | {' | '.join(_meaning(each.meaning))} |"
+        for each in RECOVERY_ACTIONS.values()
+    ]
+    return "\n".join(rows)
+
+
+def _meaning(meaning: Meaning) -> tuple[str, str, str]:
+    return meaning.verdict.value, meaning.action.value, meaning.ends.value
+
+
 def _fact_series(fact: Fact) -> str:
     return gpu_metric_name(fact).removeprefix("stoker_gpu_")
 
@@ -105,9 +177,21 @@ def _labels(names: tuple[str, ...]) -> str:
     return " ".join(f"`{name}`" for name in names)
 
 
+def doctor_checks() -> str:
+    """Return the table of the doctor's checks, in the order in which they are made."""
+    rows = ["| check | asks | by |", "|---|---|---|"]
+    rows += [f"| `{check.name}` | {check.question} | {check.source} |" for check in CHECKS]
+    return "\n".join(rows)
+
+
 PARTS: dict[str, Callable[[], str]] = {
+    "alerts": alerts,
     "allocation-diagram": allocation_diagram,
     "dcgm-fields": dcgm_fields,
+    "doctor-checks": doctor_checks,
+    "health-checks": health_checks,
+    "health-options": health_options,
+    "health-xids": health_xids,
     "metric-labels": metric_labels,
     "own-metrics": own_metrics,
     "protocol-reference": protocol_reference,

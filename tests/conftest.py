@@ -71,6 +71,7 @@ NEEDS: dict[str, Callable[[], str | None]] = {
     "strace": lacking_trace,
     "compiler": lacking_compiler,
     "tmpfs": lacking_tmpfs,
+    "root": lambda: None if os.geteuid() == 0 else "not run as root",
 }
 
 

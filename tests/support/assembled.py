@@ -12,6 +12,7 @@ from stoker.agent.driver_host.states import Patience
 from stoker.agent.journal import Journal
 from stoker.agent.local import LocalDoor
 from stoker.agent.model import NodeIdentity
+from stoker.agent.privileged import Helper
 from stoker.agent.proctable import ProcTable
 from stoker.core.clock import SystemClock
 from stoker.core.sdnotify import Notifier
@@ -20,7 +21,11 @@ from stoker.testing.undying import Undying
 
 @contextlib.contextmanager
 def assembled(
-    settings: Settings, source: DriverSource, patience: Patience, hosts: Undying
+    settings: Settings,
+    source: DriverSource,
+    patience: Patience,
+    hosts: Undying,
+    boot_id: str = "boot",
 ) -> Generator[Agent]:
     """Give an agent that does not run yet; its journal and its door are closed in the end."""
     clock, name, interval = SystemClock(), settings.node, settings.interval_seconds
@@ -31,7 +36,7 @@ def assembled(
         opened.callback(door.close)
         yield Agent(
             settings,
-            NodeIdentity(name, "0.1.0", "boot", True, "", {}, interval, f"process-{name}"),
+            NodeIdentity(name, "0.1.0", boot_id, True, "", {}, interval, f"process-{name}"),
             journal=journal,
             host=DriverHost(
                 source, patience=patience, clock=clock, spawn=hosts, read_state=hosts.read_state
@@ -39,6 +44,8 @@ def assembled(
             door=door,
             user="ann",
             proctable=ProcTable(),
+            helper=Helper(settings.helper_socket),
+            attribution=None,
             notifier=Notifier({}),
             clock=clock,
             rng=Random(1),

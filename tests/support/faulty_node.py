@@ -37,6 +37,10 @@ SCRAPE_SECONDS_MAX = 1.0
 SCRAPE_PAUSE_SECONDS = 0.1
 # Beyond three intervals: for the scrape itself, and for a machine that has other things to do.
 LATE_SECONDS_MAX = 1.0
+# What is judged of a GPU has a table of its own (`test_health_table`).
+JUDGED = ("stoker_gpu_health", "stoker_gpu_fault")
+# A GPU that is well again can be had at once.
+FLEET = {"STOKER_AGGREGATOR_HEALTH_UNCORDON_AFTER_SECONDS": "0s"}
 # The last of the slow facts: with it a GPU tells all that it tells.
 SLOW_SERIES = "stoker_gpu_power_limit_default_watts"
 PATIENCE = Patience(
@@ -239,7 +243,7 @@ def series_by_gpu(page: Page) -> dict[str, frozenset[str]]:
     found: dict[str, set[str]] = {}
     common = {"node", "gpu", "uuid", "model"}
     for name, samples in page.items():
-        if not name.startswith("stoker_gpu_"):
+        if not name.startswith("stoker_gpu_") or name.startswith(JUDGED):
             continue
         for labels, value in samples.items():
             given = dict(labels)

@@ -2,6 +2,7 @@
 
 import itertools
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from typing import Any
@@ -31,6 +32,13 @@ class Service(fleet_pb2_grpc.FleetServicer):
         self.calls: list[tuple[str, Any]] = []
         self.lost_replies = 0  # so many answers get lost after their effect
         self.hang = threading.Event()  # while set, nothing is answered
+        self.node = fleet_pb2.Node(
+            name="n1",
+            state=fleet_pb2.NODE_STATE_READY,
+            gpus=[fleet_pb2.NodeGpu(uuid="GPU-1", memory_total_bytes=5)],
+        )
+        self.taken_out: list[fleet_pb2.NodeGpu] = []  # known still, though not on the node
+        self.health = fleet_pb2.ListHealthResponse(gpus_total=1, cordoned_by_health_max=1)
         self._numbers = itertools.count(1)
 
     # --- what tests ask and do
@@ -106,9 +114,7 @@ class Service(fleet_pb2_grpc.FleetServicer):
         self, request: fleet_pb2.ListNodesRequest, context: Any
     ) -> fleet_pb2.ListNodesResponse:
         self._note("ListNodes", request, context)
-        gpu = fleet_pb2.NodeGpu(uuid="GPU-1", memory_total_bytes=5)
-        node = fleet_pb2.Node(name="n1", state=fleet_pb2.NODE_STATE_READY, gpus=[gpu])
-        return fleet_pb2.ListNodesResponse(nodes=[node], resource_version=7)
+        return fleet_pb2.ListNodesResponse(nodes=[self.node], resource_version=7)
 
     def ListAllocations(  # noqa: N802
         self, request: fleet_pb2.ListAllocationsRequest, context: Any
@@ -129,16 +135,42 @@ class Service(fleet_pb2_grpc.FleetServicer):
         self, request: fleet_pb2.CordonRequest, context: Any
     ) -> fleet_pb2.CordonResponse:
         self._note("Cordon", request, context)
+        self._keep_from_use(request, context)
         self._lose(context)
-        return fleet_pb2.CordonResponse(
-            node=fleet_pb2.Node(name=request.node, cordoned=request.reason)
-        )
+        return fleet_pb2.CordonResponse(node=self.node)
 
     def Uncordon(  # noqa: N802
         self, request: fleet_pb2.UncordonRequest, context: Any
     ) -> fleet_pb2.UncordonResponse:
         self._note("Uncordon", request, context)
-        return fleet_pb2.UncordonResponse(node=fleet_pb2.Node(name=request.node))
+        if request.gpu_uuid:
+            self._gpu(request.gpu_uuid, context).ClearField("cordon")
+        else:
+            self.node.ClearField("cordoned")
+            self.node.ClearField("drain_at")
+        self._lose(context)
+        return fleet_pb2.UncordonResponse(node=self.node)
+
+    def Drain(  # noqa: N802
+        self, request: fleet_pb2.DrainRequest, context: Any
+    ) -> fleet_pb2.DrainResponse:
+        self._note("Drain", request, context)
+        self._keep_from_use(request, context)
+        if request.HasField("grace_seconds"):
+            drain_at = time.time() + request.grace_seconds
+            if request.gpu_uuid:
+                self._gpu(request.gpu_uuid, context).cordon.drain_at = drain_at
+            else:
+                self.node.drain_at = drain_at
+        self._lose(context)
+        return fleet_pb2.DrainResponse(node=self.node)
+
+    def ListHealth(  # noqa: N802
+        self, request: fleet_pb2.ListHealthRequest, context: Any
+    ) -> fleet_pb2.ListHealthResponse:
+        self._note("ListHealth", request, context)
+        self._lose(context)
+        return self.health
 
     # --- helpers
 
@@ -167,6 +199,22 @@ class Service(fleet_pb2_grpc.FleetServicer):
         refusals = types_pb2.Refusals(summary="no node has it", nodes=[refusal], nodes_total=1)
         code = grpc.StatusCode.RESOURCE_EXHAUSTED
         _abort(context, code, "CANNOT_PLACE", refusals.summary, refusals)
+
+    def _keep_from_use(
+        self, request: fleet_pb2.CordonRequest | fleet_pb2.DrainRequest, context: Any
+    ) -> None:
+        if request.gpu_uuid:
+            cordon = fleet_pb2.GpuCordon(reason=request.reason, at=time.time())
+            self._gpu(request.gpu_uuid, context).cordon.CopyFrom(cordon)
+        else:
+            self.node.cordoned = request.reason
+
+    def _gpu(self, uuid: str, context: Any) -> fleet_pb2.NodeGpu:
+        for gpu in (*self.node.gpus, *self.taken_out):
+            if gpu.uuid == uuid:
+                return gpu
+        _abort(context, grpc.StatusCode.NOT_FOUND, "NOT_FOUND", f"GPU '{uuid}' is not known")
+        raise AssertionError
 
     def _lose(self, context: Any) -> None:
         if self.lost_replies:

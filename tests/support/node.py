@@ -102,7 +102,7 @@ class Node:
         self.unanswered: list[SaveJournal] = []
         self.now = now
         self.commands = 0
-        self.state = NodeState.restore(
+        self.state = NodeState(
             tuple(self.disk),
             NodeIdentity("n1", "0.1.0", "boot", True, "", {}, 1.0, process_id),
         )

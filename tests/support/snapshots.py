@@ -25,8 +25,17 @@ from stoker.agent.model import (
     ProcessSeen,
     ProcessTable,
 )
+from stoker.agent.owners import AssignedBy, Assignment, Owner
 from stoker.agent.readings import Extent, GpuFault, GpuIdentity, MigDeviceReading
 from stoker.agent.telemetry import WINDOWED, GpuTelemetry, XidCount
+from stoker.agent.verdicts import (
+    Check,
+    Fault,
+    GpuHealth,
+    KernelLogStatus,
+    RepairAction,
+    Verdict,
+)
 
 GIB = 2**30
 NOW = 101.0  # monotonic; the newest sample is a second old
@@ -108,15 +117,62 @@ VIEW = NodeView(
     last_success_at=1000.25,
     last_success_monotonic_seconds=100.0,
 )
+FAULTS = (
+    Fault(
+        *(Check.XID, "79", Verdict.UNHEALTHY, RepairAction.REBOOT),
+        *("Xid 79: the GPU has fallen off the bus", 900.0, 901.5, 1),
+    ),
+    Fault(
+        *(Check.NVLINK_ERRORS, "4", Verdict.DEGRADED, RepairAction.DRAIN),
+        *("NVLink 4: 12 replays in a minute", 950.0, 999.0, 12),
+    ),
+)
+POD = Owner(
+    unit="kubelet.service",
+    container_id="0123456789abcdef",
+    container_runtime="containerd",
+    container_name="trainer",
+    pod_uid="7b1c",
+    pod_namespace="ml",
+    pod_name="train-0",
+)
+TABLE = ProcessTable(
+    990.0,
+    (
+        AttributedProcess(
+            ProcessSeen("GPU-0", 7, "ann", "/usr/bin/python3 train.py --token=abc", GIB), "a"
+        ),
+        AttributedProcess(ProcessSeen("GPU-0", 8, owner=POD), ""),
+    ),
+    unread_gpu_uuids=("GPU-1",),
+    assignments=(
+        Assignment("GPU-0", AssignedBy.KUBELET, POD.described(), owner=POD),
+        Assignment("GPU-0", AssignedBy.SLURM, "Slurm job 77", "MIG-a", owner=Owner(slurm_job="77")),
+    ),
+)
 # As VIEW, with what happens rarely: every family of the table that a snapshot gives is told.
 EVENTFUL = replace(
     VIEW,
-    inventory=replace(VIEW.inventory, missing=(GpuFault(2, None, "gpu_lost", "it is lost"),))
+    inventory=replace(
+        VIEW.inventory,
+        missing=(
+            GpuFault(2, None, "gpu_lost", "it is lost"),
+            GpuFault(3, "GPU-3", "not_found", "it was there before"),
+        ),
+    )
     if VIEW.inventory
     else None,
     telemetry=(replace(FULL, mig_devices=(MIG_DEVICE,)), BARE),
     xids={"GPU-0": {31: XidCount(2, 900.5), 79: XidCount(1, 901.5)}},
     read_failures={("gpu", "gpu_lost"): 2, ("power_watts", "unknown"): 1},
+    processes=TABLE,
+    health=(
+        GpuHealth("GPU-0", Verdict.UNHEALTHY, RepairAction.REBOOT, "Xid 79", faults=FAULTS),
+        GpuHealth("GPU-1", Verdict.HEALTHY),
+        GpuHealth("GPU-3", Verdict.UNKNOWN, RepairAction.NONE, "it was there before"),
+    ),
+    kernel_log=KernelLogStatus(is_followed=True, source="helper", reason=""),
+    memory_unattributed_bytes={"GPU-0": 2 * GIB},
 )
 
 

@@ -24,6 +24,8 @@ from random import Random
 
 import uvloop
 
+from stoker.agent.attribution import kubernetes, slurm
+from stoker.agent.attribution.resolver import Attribution
 from stoker.agent.config import ENVIRONMENT_PREFIX, AgentConfig, Settings, load
 from stoker.agent.daemon import Agent
 from stoker.agent.driver_host.frames import DcgmEngine, DriverSource, RealDriver, SimulatedDriver
@@ -33,6 +35,7 @@ from stoker.agent.journal import Journal
 from stoker.agent.local import LocalDoor
 from stoker.agent.metrics.exporter import MetricsServer
 from stoker.agent.model import NodeIdentity
+from stoker.agent.privileged import Helper
 from stoker.agent.proctable import ProcTable
 from stoker.core.clock import SystemClock
 from stoker.core.config import defaults_yaml
@@ -71,6 +74,7 @@ async def _run(settings: Settings) -> None:
         opened.callback(door.close)
         clock = SystemClock()
         patience = Patience(call_seconds=settings.call_timeout_seconds)
+        helper = Helper(settings.helper_socket)
         agent = Agent(
             settings,
             _identity(settings),
@@ -79,6 +83,8 @@ async def _run(settings: Settings) -> None:
             door=door,
             user=_user_name(),
             proctable=ProcTable(),
+            helper=helper,
+            attribution=_attribution(settings, helper),
             notifier=Notifier(),
             clock=clock,
             rng=Random(),
@@ -124,6 +130,18 @@ def _source(settings: Settings) -> DriverSource:
         return RealDriver(dcgm=dcgm)
     scenario = None if settings.scenario is None else str(settings.scenario)
     return SimulatedDriver(settings.simulate, settings.node, settings.seed, scenario, dcgm=dcgm)
+
+
+def _attribution(settings: Settings, helper: Helper) -> Attribution:
+    """Return who tells whose a process is; nobody else hands out simulated GPUs, unless told."""
+    given, is_simulated = settings.pod_resources_socket, bool(settings.simulate)
+    usual = None if is_simulated or settings.is_kubelet_ignored else kubernetes.SOCKET
+    return Attribution(
+        helper=helper,
+        pod_resources=given or usual,
+        is_pod_resources_required=given is not None,
+        cgroup_root=None if is_simulated else slurm.CGROUPS,
+    )
 
 
 def _announce(path: Path, settings: Settings, server: MetricsServer) -> None:
@@ -172,6 +190,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="after which a call into the driver counts as hung",
     )
     add("--socket", metavar="FILE", help="where `stoker agent` commands are answered")
+    add("--helper-socket", metavar="FILE", help="where the root helper answers")
     add("--simulate", action="append", metavar="COUNTxMODEL", help="repeatable; such as 2xT4")
     add("--seed", metavar="NUMBER", help="which simulated node, of many that look alike")
     add("--scenario", metavar="FILE", help="what happens on the simulated GPUs (JSON)")

@@ -9,13 +9,15 @@ from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
 
+from stoker.agent.health.options import HealthConfig
+from stoker.agent.health.policy import Policy, policy_of
 from stoker.core import config
 from stoker.core.addresses import Address, parse_address
 from stoker.core.config import option, section
 from stoker.core.daemons import LogLevel, check_reach, default_data_dir
 from stoker.core.errors import BadInput, shown
 from stoker.core.gpu_models import parse_simulate_spec
-from stoker.core.local import PATH_BYTES_MAX
+from stoker.core.local import PATH_BYTES_MAX, checked_path
 
 ENVIRONMENT_PREFIX = "STOKER_AGENT_"
 NODE_NAME_CHARACTERS_MAX = 253
@@ -47,6 +49,20 @@ class DcgmConfig:
     bindings: Path = option(
         Path("/usr/share/datacenter-gpu-manager-4/bindings/python3"),
         "Folder of DCGM's Python bindings.",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KubernetesConfig:
+    """The kubelet of this host, if it has one."""
+
+    pod_resources_socket: Path | None = option(
+        None,
+        "Kubelet's socket of who has which device; default: where kubelets have it, if there is "
+        "one. When it is given it must answer before a GPU counts as free.",
+    )
+    ignore_kubelet: bool = option(
+        default=False, doc="Whether GPUs that this host's kubelet has handed out count as free."
     )
 
 
@@ -113,6 +129,13 @@ class AgentConfig:
         None,
         "Socket of `stoker agent` commands; default: agent.sock in $RUNTIME_DIRECTORY or data_dir.",
     )
+    helper_socket: Path = option(
+        Path("/run/stoker/helper.sock"),
+        "Socket of the root helper, which tells what only root may see.",
+    )
+    kernel_log: Path | None = option(
+        None, "File that is followed in place of the kernel's log; for simulated GPUs."
+    )
     simulate: tuple[str, ...] = option(
         (), "GPUs to simulate in place of the real ones, such as 8xH100-80GB."
     )
@@ -125,6 +148,8 @@ class AgentConfig:
     )
     log_level: LogLevel = option(LogLevel.INFO, "What is worth a line in the log.")
     dcgm: DcgmConfig = section(DcgmConfig)
+    health: HealthConfig = section(HealthConfig)
+    kubernetes: KubernetesConfig = section(KubernetesConfig)
     metrics: MetricsConfig = section(MetricsConfig)
 
 
@@ -149,6 +174,11 @@ class Settings:
     socket: Path
     dcgm: DcgmConfig
     metrics: MetricsConfig
+    policy: Policy
+    helper_socket: Path
+    kernel_log: Path | None
+    pod_resources_socket: Path | None
+    is_kubelet_ignored: bool
 
 
 def load(file: Path | None, environ: Mapping[str, str], flags: Mapping[str, object]) -> Settings:
@@ -175,6 +205,14 @@ def settle(written: AgentConfig, environ: Mapping[str, str], *, hostname: str) -
         parse_simulate_spec(spec)
     if written.scenario is not None and not written.simulate:
         raise BadInput("scenario: it is for simulated GPUs, and simulate is not given")
+    kubernetes = written.kubernetes
+    if kubernetes.ignore_kubelet and kubernetes.pod_resources_socket is not None:
+        found = kubernetes.pod_resources_socket
+        raise BadInput(
+            f"kubernetes.ignore_kubelet: it cannot be with kubernetes.pod_resources_socket {found}"
+        )
+    if written.kernel_log is not None and not written.simulate:
+        raise BadInput("kernel_log: it is for simulated GPUs, and simulate is not given")
     data_dir = written.data_dir or default_data_dir("agent", environ, is_root=os.geteuid() == 0)
     return Settings(
         node=_checked_node(written.node or hostname),
@@ -194,6 +232,11 @@ def settle(written: AgentConfig, environ: Mapping[str, str], *, hostname: str) -
         socket=written.socket or default_socket(data_dir, environ),
         dcgm=written.dcgm,
         metrics=written.metrics,
+        policy=policy_of(written.health),
+        helper_socket=checked_path(written.helper_socket, "helper_socket"),
+        kernel_log=written.kernel_log,
+        pod_resources_socket=written.kubernetes.pod_resources_socket,
+        is_kubelet_ignored=written.kubernetes.ignore_kubelet,
     )
 
 

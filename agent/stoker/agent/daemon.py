@@ -22,6 +22,9 @@ from stoker.agent.actions import (
     SendFrame,
     SendHello,
 )
+from stoker.agent.attribution.holders import describe_holders
+from stoker.agent.attribution.pod_names import PodNames
+from stoker.agent.attribution.resolver import Attribution
 from stoker.agent.config import Settings
 from stoker.agent.desk import LocalDesk
 from stoker.agent.driver import DriverError, HostUnavailable
@@ -31,22 +34,28 @@ from stoker.agent.events import (
     CommandReceived,
     DriverChanged,
     Event,
+    FaultsForgiven,
     JournalFailed,
     JournalSaved,
+    KernelLogChanged,
     ReleaseAsked,
     ResumeAsked,
     Started,
 )
 from stoker.agent.journal import Journal
+from stoker.agent.kernel_log import KernelLogFollower
 from stoker.agent.link import Link
 from stoker.agent.local import LocalDoor
 from stoker.agent.metrics.snapshot import Snapshot
 from stoker.agent.model import DriverState, Drop, Hold, NodeIdentity
+from stoker.agent.owners import DeviceHolder
+from stoker.agent.privileged import Helper
 from stoker.agent.proctable import ProcTable
 from stoker.agent.sampler import Sampler, host_pid
 from stoker.agent.state import NodeState
 from stoker.agent.telemetry import Telemetry
-from stoker.agent.tenants import TenantReader
+from stoker.agent.tenants import TenantReader, in_thread
+from stoker.agent.verdicts import KernelLogStatus
 from stoker.core.clock import Clock
 from stoker.core.errors import ExitCode, Missing, StokerError, StoreError
 from stoker.core.sdnotify import Notifier
@@ -67,11 +76,16 @@ class Agent:
         door: LocalDoor,
         user: str,
         proctable: ProcTable,
+        helper: Helper,
+        attribution: Attribution | None,
         notifier: Notifier,
         clock: Clock,
         rng: Random,
     ) -> None:
-        """Take the parts, opened but not started, and the name of the user who runs this."""
+        """Take the parts, opened but not started, and the name of the user who runs this.
+
+        `attribution`: whose processes are, beyond their users; None: nobody looks.
+        """
         self._settings = settings
         self._clock = clock
         self._host = host
@@ -82,7 +96,7 @@ class Agent:
             slow_seconds=settings.slow_interval_seconds,
             window_seconds=settings.metrics.window_seconds,
         )
-        self._state = NodeState.restore(journal.records, identity, telemetry)
+        self._state = NodeState(journal.records, identity, telemetry, settings.policy)
         self._view = self._state.view()
         aggregators = [str(each) for each in settings.aggregators]
         self._link = Link(aggregators, self.happen, clock=clock, rng=rng)
@@ -102,6 +116,17 @@ class Agent:
             view=lambda: self._view,
             happen=self.happen,
             clock=clock,
+            attribution=attribution,
+        )
+        self._helper = helper
+        self._proctable = proctable
+        self._kernel_log = KernelLogFollower(
+            helper,
+            identity.boot_id,
+            position=lambda: self._view.kernel_log_position,
+            happen=self.happen,
+            clock=clock,
+            script=settings.kernel_log,
         )
         # What the state may want at once is bounded by what it may hold (`holding.HELD_MAX`).
         self._saves: asyncio.Queue[SaveJournal] = asyncio.Queue()
@@ -120,6 +145,7 @@ class Agent:
             happen=self.happen,
             let_go=self._let_go,
             saved=self._saves.join,
+            holders=self._holders,
             clock=clock,
         )
 
@@ -174,6 +200,7 @@ class Agent:
                     loops += [
                         tasks.create_task(self._sampler.run(), name="sampling"),
                         tasks.create_task(self._tenants.run(), name="processes"),
+                        tasks.create_task(self._follow_kernel_log(), name="kernel log"),
                         tasks.create_task(self._link.run(), name="link"),
                     ]
                     await self._stopping.wait()
@@ -253,6 +280,18 @@ class Agent:
         assert self._releasing is not None, "nobody asked for it"
         return await asyncio.shield(self._releasing)
 
+    async def _follow_kernel_log(self) -> None:
+        if self._settings.simulate and self._settings.kernel_log is None:
+            status = KernelLogStatus(reason="the GPUs are simulated, and kernel_log is not given")
+            self.happen(KernelLogChanged(self._clock.now(), status))
+        else:
+            await self._kernel_log.run()
+
+    async def _holders(self) -> tuple[DeviceHolder, ...]:
+        """Return who has device files of the driver open; raises HelperUnavailable."""
+        raw = await self._helper.holders()
+        return await in_thread(lambda: describe_holders(raw, self._proctable, PodNames()))
+
     # --- the journal
 
     async def _save_forever(self) -> None:
@@ -297,6 +336,8 @@ def _log_event(event: Event) -> None:
             _log.warning("told by %s to let go of the driver%s", by, " for a while" * bool(until))
         case ResumeAsked(_, by):
             _log.info("told by %s to take the driver again", by)
+        case FaultsForgiven(_, uuid, by):
+            _log.warning("told by %s that %s is well: its faults are forgotten", by, uuid)
         case DriverChanged(_, status):
             level = logging.INFO if status.state is DriverState.READING else logging.WARNING
             _log.log(

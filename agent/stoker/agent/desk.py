@@ -7,27 +7,34 @@ import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import assert_never
 
+import msgspec
+
 from stoker.agent.driver import DriverError, HostStuck
 from stoker.agent.driver_host.link import DriverHost
 from stoker.agent.driver_host.states import Unreaped
-from stoker.agent.events import Event, ReleaseAsked, ResumeAsked
+from stoker.agent.events import Event, FaultsForgiven, ReleaseAsked, ResumeAsked
 from stoker.agent.local import Caller
 from stoker.agent.model import NodeView, ProcessTable
+from stoker.agent.owners import DeviceHolder
 from stoker.agent.sampler import Sampler, host_pid
-from stoker.agent.words import list_gpus, summarize
+from stoker.agent.words import list_blind, list_gpus, summarize
 from stoker.core.clock import Clock
+from stoker.core.errors import ExitCode, StokerError
 from stoker.core.local import (
     Answer,
     AskProfilingPause,
     AskProfilingResume,
     AskRelease,
     AskResume,
+    AskSetHealthy,
     AskStatus,
+    AssignmentFacts,
     DriverCall,
     DriverFacts,
     GpuFacts,
     GpuName,
     HeldFacts,
+    HolderFacts,
     LinkFacts,
     ProcessFacts,
     Profiling,
@@ -36,6 +43,7 @@ from stoker.core.local import (
     ReleaseFacts,
     Request,
     Resumed,
+    SetHealthy,
     Status,
     UsersFacts,
 )
@@ -49,7 +57,10 @@ _VERBS: Mapping[type[Request], str] = {
     AskResume: "resume",
     AskProfilingPause: "profiling pause",
     AskProfilingResume: "profiling resume",
+    AskSetHealthy: "set-healthy",
 }
+# Memory that no process accounts for is worth a look at who has the driver's files open.
+UNATTRIBUTED_BYTES_SHOWN = 256 * 2**20
 
 
 class LocalDesk:
@@ -66,10 +77,12 @@ class LocalDesk:
         happen: Callable[[Event], None],
         let_go: Callable[[], Awaitable[DriverError | None]],
         saved: Callable[[], Awaitable[None]],
+        holders: Callable[[], Awaitable[tuple[DeviceHolder, ...]]],
         clock: Clock,
     ) -> None:
         """`user`: the name of the agent's own; `let_go` waits until the driver is released, and
-        `saved` until what has happened is on disk, or known not to get there.
+        `saved` until what has happened is on disk, or known not to get there; `holders` tells who
+        else has the driver's files open, or raises StokerError.
         """
         self._host = host
         self._sampler = sampler
@@ -79,6 +92,7 @@ class LocalDesk:
         self._happen = happen
         self._let_go = let_go
         self._saved = saved
+        self._holders = holders
         self._clock = clock
 
     async def answer(self, request: Request, caller: Caller) -> Answer:
@@ -87,7 +101,9 @@ class LocalDesk:
             return self._refusal(_VERBS[type(request)], caller)
         match request:
             case AskStatus():
-                return self._status()
+                return await self._status()
+            case AskSetHealthy(gpu=gpu):
+                return await self._set_healthy(gpu, self._names[caller.uid])
             case AskRelease(for_seconds=seconds):
                 return await self._release(seconds, self._names[caller.uid])
             case AskResume():
@@ -118,6 +134,7 @@ class LocalDesk:
             return Refusal(str(error))
         self._sampler.note_driver()
         unsaved = await self._unsaved()
+        users = await self._with_holders(users)
         state = self._host.state
         return Released(
             release=ReleaseFacts(now, until, by),
@@ -134,10 +151,13 @@ class LocalDesk:
 
     async def _unsaved(self) -> str:
         """Return why a restart of the agent would undo it; empty: it would not."""
+        await self._until_saved()
+        return self._view().release_unsaved
+
+    async def _until_saved(self) -> None:
         with contextlib.suppress(TimeoutError):  # then the view says that it is under way
             async with asyncio.timeout(SAVE_SECONDS_MAX):
                 await self._saved()
-        return self._view().release_unsaved
 
     def _profiling(self) -> Profiling:
         seconds = self._sampler.profiling_pause_seconds
@@ -146,10 +166,32 @@ class LocalDesk:
             until=self._clock.now() + seconds if math.isfinite(seconds) and seconds else None,
         )
 
+    # --- health
+
+    async def _set_healthy(self, name: str, by: str) -> Answer:
+        view = self._view()
+        gpus = [gpu for gpu in list_gpus(view) if gpu.uuid and name in (gpu.uuid, str(gpu.index))]
+        named = {each.uuid for each in gpus} | {each.uuid for each in view.health} & {name}
+        if len(named) != 1:
+            known = ", ".join(f"{gpu.index} ({gpu.uuid})" for gpu in list_gpus(view)) or "none"
+            found = f"{len(named)} GPUs are" if named else "no GPU is"
+            return Refusal(f"{found} called {name!r} here; there are {known}", ExitCode.NOT_FOUND)
+        (uuid,) = named
+        assert uuid is not None
+        lasting = next((each.faults for each in view.health if each.uuid == uuid), ())
+        self._happen(FaultsForgiven(self._clock.now(), uuid, by))
+        await self._until_saved()
+        forgotten = tuple(fault.reason for fault in lasting)
+        return SetHealthy(uuid, forgotten, self._view().health_unsaved)
+
     # --- what is known
 
-    def _status(self) -> Status:
+    async def _status(self) -> Status:
         view = self._view()
+        users = self._users()
+        if max(view.memory_unattributed_bytes.values(), default=0) >= UNATTRIBUTED_BYTES_SHOWN:
+            users = await self._with_holders(users)
+            view = self._view()
         release = view.release
         since = view.last_success_monotonic_seconds
         return Status(
@@ -168,7 +210,8 @@ class LocalDesk:
             last_success_age_seconds=None if since is None else self._clock.monotonic() - since,
             samples=view.samples_total,
             sample_failures=dict(view.sample_failures),
-            users=self._users(),
+            users=users,
+            blind=list_blind(view),
             link=LinkFacts(
                 aggregators=self._aggregators,
                 is_connected=view.connected,
@@ -190,6 +233,16 @@ class LocalDesk:
             timeouts=counters.timeouts_total,
             kills=counters.kills_total,
         )
+
+    async def _with_holders(self, users: UsersFacts) -> UsersFacts:
+        """Return the users with everybody else who has device files of the driver open."""
+        try:
+            found = await self._holders()
+        except StokerError as error:
+            return msgspec.structs.replace(users, holders_unknown=str(error))
+        ours = {os.getpid(), host_pid(self._host.state)}
+        holders = tuple(_holder(each) for each in found if each.pid not in ours)
+        return msgspec.structs.replace(users, holders=holders)
 
     def _users(self) -> UsersFacts:
         view = self._view()
@@ -214,6 +267,8 @@ class LocalDesk:
                 for gpu in gpus
                 if gpu.uuid and (table is None or gpu.uuid in table.unread_gpu_uuids)
             ),
+            assignments=_assignments(table, gpus) if table else (),
+            assignments_unknown=table.assignments_unknown if table else "",
         )
 
 
@@ -227,6 +282,26 @@ def _processes(table: ProcessTable, gpus: Sequence[GpuFacts]) -> tuple[ProcessFa
             gpu_uuid=each.process.gpu_uuid,
             gpu_index=indices.get(each.process.gpu_uuid),
             allocation_id=each.allocation_id,
+            memory_used_bytes=each.process.memory_used_bytes,
+            owner=each.process.owner.described(),
         )
         for each in table.processes
+    )
+
+
+def _assignments(table: ProcessTable, gpus: Sequence[GpuFacts]) -> tuple[AssignmentFacts, ...]:
+    indices = {gpu.uuid: gpu.index for gpu in gpus}
+    return tuple(
+        AssignmentFacts(each.gpu_uuid, indices.get(each.gpu_uuid), each.by, each.holder)
+        for each in table.assignments
+    )
+
+
+def _holder(holder: DeviceHolder) -> HolderFacts:
+    return HolderFacts(
+        pid=holder.pid,
+        user=holder.user,
+        command=holder.command,
+        devices=holder.devices,
+        owner=holder.owner.described(),
     )

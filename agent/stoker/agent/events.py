@@ -7,7 +7,9 @@ uses the monotonic time that `handle` is given beside the event.
 from dataclasses import dataclass
 
 from stoker.agent.model import Command, DriverStatus, ProcessSeen
+from stoker.agent.owners import Assignment
 from stoker.agent.readings import GpuReading, Inventory
+from stoker.agent.verdicts import KernelLine, KernelLogStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,8 @@ class ProcessesTaken:
     processes: tuple[ProcessSeen, ...]
     unread_gpu_uuids: tuple[str, ...] = ()
     has_unnamed_unread: bool = False  # a GPU whose UUID is not known could not be read either
+    assignments: tuple[Assignment, ...] = ()  # what others have handed out, idle or not
+    assignments_unknown: str = ""  # why that is not known; empty: it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,31 @@ class ProcessReadingFailed:
 
     at: float
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class KernelLogRead:
+    """The kernel's log tells something about GPUs; each record comes once, or once more."""
+
+    at: float
+    lines: tuple[KernelLine, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class KernelLogChanged:
+    """The kernel's log is followed now, or cannot be."""
+
+    at: float
+    status: KernelLogStatus
+
+
+@dataclass(frozen=True, slots=True)
+class FaultsForgiven:
+    """A person says that what was found on this GPU is mended, or that it is gone for good."""
+
+    at: float
+    uuid: str
+    by: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +194,9 @@ Event = (
     | ProcessReadingBegun
     | ProcessesTaken
     | ProcessReadingFailed
+    | KernelLogRead
+    | KernelLogChanged
+    | FaultsForgiven
     | DriverChanged
     | ReleaseAsked
     | ResumeAsked

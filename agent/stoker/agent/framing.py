@@ -27,6 +27,7 @@ from stoker.agent.model import (
     NumberedSample,
     ProcessTable,
 )
+from stoker.agent.verdicts import GpuHealth
 
 FRAMES_MAX = 600
 WINDOW = 64
@@ -97,6 +98,7 @@ class Part(Enum):
     HELD = auto()
     DRIVER = auto()
     PROCESSES = auto()
+    HEALTH = auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +109,7 @@ class Report:
     held: tuple[HeldAllocation, ...]
     driver: DriverStatus
     processes: ProcessTable | None
+    health: tuple[GpuHealth, ...] = ()
 
 
 class LinkStatus(Enum):
@@ -266,5 +269,6 @@ class Reporter:
             refusals=refusals,
             inventory=report.inventory if Part.INVENTORY in owed else None,
             driver=report.driver if Part.DRIVER in owed else None,
+            health=report.health if Part.HEALTH in owed else None,
             commands_done=self.commands_done,
         )

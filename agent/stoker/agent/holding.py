@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
+from stoker.agent.events import ProcessesTaken
 from stoker.agent.model import (
     AttributedProcess,
     HeldAllocation,
@@ -61,6 +62,26 @@ def mark_leaving(
     """Return what is reported as held, with those marked that the node was told to let go of."""
     return tuple(
         replace(each, is_leaving=True) if id_ in leaving else each for id_, each in held.items()
+    )
+
+
+def verify_left(
+    event: ProcessesTaken,
+    held: Iterable[HeldAllocation],
+    asked: Collection[str],
+    readable: Collection[str] | None,
+) -> frozenset[str]:
+    """Return which of the allocations that were `asked` about were on GPUs that could be read.
+
+    `readable`: the UUIDs of the GPUs that can be; None: nobody has told.
+    """
+    held = tuple(held)
+    unread = set(event.unread_gpu_uuids)
+    if event.has_unnamed_unread and readable is not None:
+        # It may be any GPU that is not among those that can be read.
+        unread |= {uuid for each in held for uuid in each.gpu_uuids}.difference(readable)
+    return frozenset(
+        each.id for each in held if each.id in asked and not unread & set(each.gpu_uuids)
     )
 
 

@@ -8,8 +8,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
+from stoker.agent.owners import NOBODY, Assignment, Owner
 from stoker.agent.readings import GpuFault, GpuIdentity, GpuSample
 from stoker.agent.telemetry import GpuTelemetry, XidCount
+from stoker.agent.verdicts import GpuHealth, KernelLogPosition, KernelLogStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +127,11 @@ class NumberedInventory:
         """Those that can be read."""
         return {gpu.identity.uuid for gpu in self.gpus}
 
+    @property
+    def partitioned(self) -> set[str]:
+        """Those in MIG mode."""
+        return {gpu.identity.uuid for gpu in self.gpus if gpu.identity.mig_enabled}
+
     def gpu(self, uuid: str) -> GpuIdentity | None:
         """Return the GPU of that UUID, if the node has it."""
         return next((gpu.identity for gpu in self.gpus if gpu.identity.uuid == uuid), None)
@@ -150,6 +157,7 @@ class ProcessSeen:
     started_at: float | None = None
     # The allocation that its environment names; None: it names none, or it cannot be seen.
     claimed_allocation_id: str | None = None
+    owner: Owner = NOBODY  # beyond its user
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +175,8 @@ class ProcessTable:
     started_at: float  # when reading began: what started later is not in it
     processes: tuple[AttributedProcess, ...]
     unread_gpu_uuids: tuple[str, ...]
+    assignments: tuple[Assignment, ...] = ()  # what others have handed out, idle or not
+    assignments_unknown: str = ""  # why that is not known; empty: it is
 
     def unread_with(self, uuids: Iterable[str]) -> tuple[str, ...]:
         """Return the GPUs whose processes are not known, with further ones."""
@@ -174,9 +184,7 @@ class ProcessTable:
 
     def says_the_same_as(self, other: "ProcessTable | None") -> bool:
         """Whether nothing but the time of reading differs."""
-        return other is not None and (
-            (self.processes, self.unread_gpu_uuids) == (other.processes, other.unread_gpu_uuids)
-        )
+        return other is not None and self == replace(other, started_at=self.started_at)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,13 +200,14 @@ class Frame:
     refusals: tuple[HoldRefusal, ...] = ()
     inventory: NumberedInventory | None = None
     driver: DriverStatus | None = None
+    health: tuple[GpuHealth, ...] | None = None
     frames_dropped: int = 0  # since the process started
     commands_done: int = 0  # every command of this stream up to this one is carried out or refused
 
     @property
     def is_telemetry_only(self) -> bool:
         """Whether it can be left out without leaving a wrong picture."""
-        parts = (self.processes, self.held, self.inventory, self.driver)
+        parts = (self.processes, self.held, self.inventory, self.driver, self.health)
         return not self.refusals and all(part is None for part in parts)
 
     def only_telemetry(self) -> "Frame":
@@ -210,6 +219,7 @@ class Frame:
             refusals=(),
             inventory=None,
             driver=None,
+            health=None,
             commands_done=0,
         )
 
@@ -222,6 +232,7 @@ class Frame:
             refusals=self.refusals + later.refusals,
             inventory=later.inventory or self.inventory,
             driver=later.driver or self.driver,
+            health=self.health if later.health is None else later.health,
         )
 
 
@@ -283,3 +294,9 @@ class NodeView:
     release: Release | None = None  # while the driver is to be let go of
     # Why a restart would not find the driver released (or resumed) as it is; empty: it would.
     release_unsaved: str = ""
+    health: tuple[GpuHealth, ...] = ()  # of every GPU that is known of, in no order
+    health_unsaved: str = ""  # why a restart would judge otherwise; empty: it would not
+    kernel_log: KernelLogStatus = field(default_factory=KernelLogStatus)
+    kernel_log_position: KernelLogPosition | None = None  # up to where it is remembered
+    # Memory in use on a GPU that no process accounts for, by UUID; absent: it cannot be told.
+    memory_unattributed_bytes: Mapping[str, int] = field(default_factory=dict[str, int])

@@ -1,9 +1,9 @@
 """Which short number each GPU has in frames: it keeps it for good, also while it is away."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from stoker.agent.model import NumberedGpu, NumberedInventory
-from stoker.agent.readings import Inventory
+from stoker.agent.model import NumberedGpu, NumberedInventory, NumberedSample
+from stoker.agent.readings import GpuSample, Inventory
 from stoker.agent.records import GpuNumbered
 
 
@@ -28,3 +28,12 @@ def number_gpus(
         inventory.nvml_version,
     )
     return numbered, tuple(fresh)
+
+
+def number_samples(
+    samples: Sequence[GpuSample], inventory: NumberedInventory | None
+) -> tuple[NumberedSample, ...]:
+    """Return the samples with their GPUs' numbers; without those of GPUs that have none yet."""
+    gpus = () if inventory is None else inventory.gpus
+    numbers = {gpu.identity.uuid: gpu.number for gpu in gpus}
+    return tuple(NumberedSample(numbers[s.uuid], s) for s in samples if s.uuid in numbers)

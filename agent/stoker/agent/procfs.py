@@ -1,6 +1,7 @@
 """The files of /proc about a process: reading them, and apart from that, parsing them."""
 
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 
 _READ_BYTES_MAX = 1 << 20
@@ -61,3 +62,14 @@ def parse_variable(environ: bytes, name: str) -> str | None:
         if entry.startswith(start):
             return entry[len(start) :].decode("utf-8", "replace")
     return None
+
+
+def parse_variables(environ: bytes, names: Collection[str]) -> dict[str, str]:
+    """Return those of the named variables that a /proc/PID/environ has."""
+    found: dict[str, str] = {}
+    for entry in environ.split(b"\0"):
+        name, is_variable, value = entry.partition(b"=")
+        # As programs do, take the first of several; most are of other names, and stay bytes.
+        if is_variable and (key := name.decode("utf-8", "replace")) in names:
+            found.setdefault(key, value.decode("utf-8", "replace"))
+    return found

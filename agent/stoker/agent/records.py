@@ -5,6 +5,14 @@ from dataclasses import dataclass, field, replace
 from typing import assert_never
 
 from stoker.agent.model import HeldAllocation, Release
+from stoker.agent.verdicts import (
+    Check,
+    ExpectedGpu,
+    FaultRecord,
+    History,
+    KernelLogPosition,
+    Life,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +63,46 @@ class DriverResumed:
     """The driver may be opened again."""
 
 
+@dataclass(frozen=True, slots=True)
+class FaultNoted:
+    """A GPU has, or had, a fault: all that is remembered of it."""
+
+    fault: FaultRecord
+
+
+@dataclass(frozen=True, slots=True)
+class FaultForgotten:
+    """A fault is over for so long that it says nothing any more."""
+
+    uuid: str
+    check: Check
+    code: str
+
+
+@dataclass(frozen=True, slots=True)
+class LifeBegun:
+    """A GPU was reset, or its host booted."""
+
+    uuid: str
+    life: Life
+
+
+@dataclass(frozen=True, slots=True)
+class GpusExpected:
+    """The node's inventory was whole with these GPUs, or a person said that it is."""
+
+    gpus: tuple[ExpectedGpu, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class KernelLogTaken:
+    """The kernel's log was taken in up to there."""
+
+    position: KernelLogPosition
+
+
+HealthRecord = FaultNoted | FaultForgotten | LifeBegun | GpusExpected | KernelLogTaken
+
 Record = (
     IncarnationBegun
     | SequencesReserved
@@ -63,6 +111,7 @@ Record = (
     | AllocationDropped
     | DriverReleased
     | DriverResumed
+    | HealthRecord
 )
 
 
@@ -75,6 +124,7 @@ class Durable:
     numbers: Mapping[str, int] = field(default_factory=dict[str, int])  # by UUID
     held: Mapping[str, HeldAllocation] = field(default_factory=dict[str, HeldAllocation])  # by id
     release: Release | None = None
+    history: History = field(default_factory=History)
 
     def after(self, records: Iterable[Record]) -> "Durable":
         """Return the sum with further records; a record that is applied twice equals once."""
@@ -91,6 +141,7 @@ class Durable:
             *(GpuNumbered(uuid, number) for uuid, number in self.numbers.items()),
             *(AllocationHeld(allocation) for allocation in self.held.values()),
             *([DriverReleased(self.release)] if self.release else []),
+            *_health_records(self.history),
         )
 
 
@@ -111,5 +162,34 @@ def _after(durable: Durable, record: Record) -> Durable:
             return replace(durable, release=release)
         case DriverResumed():
             return replace(durable, release=None)
+        case FaultNoted() | FaultForgotten() | LifeBegun() | GpusExpected() | KernelLogTaken():
+            return replace(durable, history=_remembered(durable.history, record))
         case _:
             assert_never(record)
+
+
+def _remembered(history: History, record: HealthRecord) -> History:
+    match record:
+        case FaultNoted(fault):
+            return replace(history, faults={**history.faults, fault.key: fault})
+        case FaultForgotten(uuid, check, code):
+            gone = (uuid, check, code)
+            faults = {key: fault for key, fault in history.faults.items() if key != gone}
+            return replace(history, faults=faults)
+        case LifeBegun(uuid, life):
+            return replace(history, lives={**history.lives, uuid: life})
+        case GpusExpected(gpus):
+            return replace(history, expected=gpus)
+        case KernelLogTaken(position):
+            return replace(history, kernel_log=position)
+        case _:
+            assert_never(record)
+
+
+def _health_records(history: History) -> tuple[HealthRecord, ...]:
+    return (
+        *map(FaultNoted, history.faults.values()),
+        *(LifeBegun(uuid, life) for uuid, life in history.lives.items()),
+        *([GpusExpected(history.expected)] if history.expected else []),
+        *([KernelLogTaken(history.kernel_log)] if history.kernel_log else []),
+    )

@@ -19,42 +19,18 @@ The state is deterministic: no clock, no chance, no I/O. Two states that were gi
 at the same times returned the same actions.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import assert_never
 
-from stoker.agent.actions import (
-    Action,
-    ReadInventory,
-    ReadProcesses,
-    ReleaseDriver,
-    ResumeDriver,
-    SendFrame,
-    SendHello,
-)
-from stoker.agent.events import (
-    CommandReceived,
-    DriverChanged,
-    Event,
-    FrameAcked,
-    InventoryRead,
-    JournalFailed,
-    JournalSaved,
-    LinkDown,
-    LinkUp,
-    ProcessesTaken,
-    ProcessReadingBegun,
-    ProcessReadingFailed,
-    ReleaseAsked,
-    ReleaseTimePassed,
-    ResumeAsked,
-    SampleTaken,
-    SamplingFailed,
-    Started,
-    Welcomed,
-)
+from stoker.agent import actions as a
+from stoker.agent import events as e
+from stoker.agent import records as r
+from stoker.agent.actions import Action
 from stoker.agent.framing import LinkStatus, Part, Report, Reporter
-from stoker.agent.holding import attribute_all, find_obstacle, mark_leaving
+from stoker.agent.health.judge import Judge
+from stoker.agent.health.policy import Policy
+from stoker.agent.holding import attribute_all, find_obstacle, mark_leaving, verify_left
 from stoker.agent.model import (
     DriverState,
     DriverStatus,
@@ -69,22 +45,13 @@ from stoker.agent.model import (
     ProcessTable,
     Release,
 )
-from stoker.agent.numbering import number_gpus
+from stoker.agent.numbering import number_gpus, number_samples
 from stoker.agent.picture import Picture
 from stoker.agent.readings import GpuReading, Inventory
-from stoker.agent.records import (
-    AllocationDropped,
-    AllocationHeld,
-    DriverReleased,
-    DriverResumed,
-    Durable,
-    GpuNumbered,
-    IncarnationBegun,
-    Record,
-    SequencesReserved,
-)
+from stoker.agent.records import Durable, HealthRecord, Record
 from stoker.agent.saving import Saving, reserved_until
 from stoker.agent.telemetry import Telemetry
+from stoker.agent.wellbeing import Wellbeing
 
 # How often processes are told though they are the same.
 PROCESSES_RESEND_SECONDS = 30.0
@@ -96,8 +63,14 @@ class NodeState:
     """The state of one node. Only `handle` changes it; `view` shows it."""
 
     def __init__(
-        self, identity: NodeIdentity, durable: Durable, telemetry: Telemetry | None = None
+        self,
+        records: Iterable[Record],
+        identity: NodeIdentity,
+        telemetry: Telemetry | None = None,
+        policy: Policy | None = None,
     ) -> None:
+        """Take everything that the journal has kept."""
+        durable = Durable().after(records)
         self._identity = identity
         self._durable = durable
         self._incarnation = durable.incarnation or identity.process_id
@@ -111,6 +84,7 @@ class NodeState:
         self._release = durable.release
         self._release_failure = ""
         self._picture = Picture(telemetry or Telemetry())
+        self._health = Wellbeing(Judge(policy or Policy(), identity.boot_id, durable.history))
 
         self._waiting: dict[str, HeldAllocation] = {}  # holds that came before the inventory
         self._ending: set[str] = set()  # to let go of, by id
@@ -124,17 +98,7 @@ class NodeState:
         self._processes: ProcessTable | None = None
         self._processes_monotonic: float | None = None
 
-    @classmethod
-    def restore(
-        cls,
-        records: tuple[Record, ...],
-        identity: NodeIdentity,
-        telemetry: Telemetry | None = None,
-    ) -> "NodeState":
-        """Return the state after a (re)start, from everything that the journal has kept."""
-        return cls(identity, Durable().after(records), telemetry)
-
-    def handle(self, event: Event, monotonic: float) -> tuple[Action, ...]:
+    def handle(self, event: e.Event, monotonic: float) -> tuple[Action, ...]:
         """Take in what happened and return what is to be done about it, in order.
 
         `monotonic` is the time of the event in seconds on a clock that never goes back.
@@ -167,54 +131,68 @@ class NodeState:
             unread=self._picture.unread,
             release=self._release,
             release_unsaved=self._release_failure if self._release != self._durable.release else "",
+            health=self._health.gpus,
+            health_unsaved=self._health.unsaved,
+            kernel_log=self._health.kernel_log,
+            kernel_log_position=self._durable.history.kernel_log,
+            memory_unattributed_bytes=self._health.memory_unattributed_bytes,
         )
 
-    def _handle(self, event: Event) -> Iterator[Action]:
+    def _handle(self, event: e.Event) -> Iterator[Action]:
         match event:
-            case Started(at):
+            case e.Started(at):
                 yield from self._start(at)
-            case InventoryRead(at, inventory):
+            case e.InventoryRead(at, inventory):
                 yield from self._take_inventory(at, inventory)
-            case SampleTaken(at, readings):
+            case e.SampleTaken(at, readings):
                 yield from self._take_readings(at, readings)
-            case SamplingFailed(at, kind, _):
+            case e.SamplingFailed(at, kind, reason):
                 self._picture.fail(kind)
+                self._health.take_silence(at, self._now, reason)
                 yield from self._flush(at)
-            case ProcessReadingBegun():
+            case e.ProcessReadingBegun():
                 self._covered = frozenset({*self._ending, *self._absent, *self._failed})
-            case ProcessesTaken(at) if self._release is not None:
+                self._health.begin_processes(self._picture.samples)
+            case e.ProcessesTaken(at) if self._release is not None:
                 yield from self._lose_processes(at)  # taken while the driver was being let go of
-            case ProcessesTaken():
+            case e.ProcessesTaken():
                 yield from self._take_processes(event)
-            case ProcessReadingFailed(at):
+            case e.ProcessReadingFailed(at):
                 yield from self._lose_processes(at)
-            case DriverChanged(at, status):
+            case e.KernelLogRead(at, lines):
+                self._health.take_kernel_log(at, lines)
+                yield from self._flush(at)
+            case e.KernelLogChanged(_, status):
+                self._health.kernel_log = status
+            case e.FaultsForgiven(at, uuid, _):
+                yield from self._forgive(at, uuid)
+            case e.DriverChanged(at, status):
                 yield from self._change_driver(at, status)
-            case ReleaseAsked(at, until, by):
+            case e.ReleaseAsked(at, until, by):
                 yield from self._release_driver(at, Release(at, until, by))
-            case ResumeAsked():
+            case e.ResumeAsked():
                 yield from self._resume_driver()
-            case ReleaseTimePassed(at):
+            case e.ReleaseTimePassed(at):
                 if self._release is not None and self._release.is_over(at):
                     yield from self._resume_driver()
-            case CommandReceived():
+            case e.CommandReceived():
                 yield from self._obey(event)
-            case LinkUp():
+            case e.LinkUp():
                 yield from self._greet()
-            case Welcomed(at, acked_sequence):
+            case e.Welcomed(at, acked_sequence):
                 self._reporter.resume(acked_sequence)
                 yield from self._flush(at)
-            case LinkDown():
+            case e.LinkDown():
                 self._reporter.hang_up()
                 self._waiting.clear()  # the aggregator says again what it still wants
                 self._absent.clear()
                 self._carried = set(self._claims()) - set(self._durable.held)
-            case FrameAcked(_, sequence):
+            case e.FrameAcked(_, sequence):
                 self._reporter.acknowledge(sequence)
                 yield from self._send_due()
-            case JournalSaved(at, ticket):
+            case e.JournalSaved(at, ticket):
                 yield from self._keep(at, self._saving.end(ticket))
-            case JournalFailed(at, ticket, reason):
+            case e.JournalFailed(at, ticket, reason):
                 yield from self._do_without(at, self._saving.end(ticket), reason)
             case _:
                 assert_never(event)
@@ -229,30 +207,33 @@ class NodeState:
         records: list[Record] = []
         if self._release is not None and self._release.is_over(at):
             self._release = None
-            records.append(DriverResumed())
+            records.append(r.DriverResumed())
         elif self._release is not None:
-            yield ReleaseDriver()
+            yield a.ReleaseDriver()
         if not self._durable.incarnation:
-            records.append(IncarnationBegun(self._incarnation))
-        records.append(SequencesReserved(reserved_until(self._reporter.next_sequence)))
+            records.append(r.IncarnationBegun(self._incarnation))
+        records.append(r.SequencesReserved(reserved_until(self._reporter.next_sequence)))
         yield self._saving.begin(*records)
 
     def _keep(self, at: float, records: tuple[Record, ...]) -> Iterator[Action]:
         before, self._durable = self._durable, self._durable.after(records)
         for record in records:
+            if isinstance(record, HealthRecord):
+                self._health.unsaved = ""
+                continue
             match record:
-                case AllocationHeld(allocation):
+                case r.AllocationHeld(allocation):
                     self._carried.discard(allocation.id)
                     self._reporter.settle(allocation.id)
                     self._reporter.owe(Part.HELD)
                     if allocation.id in self._ending:  # dropped while it was being journaled
-                        yield ReadProcesses()
-                case AllocationDropped(allocation_id):
+                        yield a.ReadProcesses()
+                case r.AllocationDropped(allocation_id):
                     self._ending.discard(allocation_id)
                     self._reporter.part_with(before.held[allocation_id])
-                case IncarnationBegun() | SequencesReserved() | GpuNumbered():
+                case r.IncarnationBegun() | r.SequencesReserved() | r.GpuNumbered():
                     pass
-                case DriverReleased() | DriverResumed():
+                case r.DriverReleased() | r.DriverResumed():
                     pass
                 case _:
                     assert_never(record)
@@ -260,24 +241,27 @@ class NodeState:
 
     def _do_without(self, at: float, records: tuple[Record, ...], reason: str) -> Iterator[Action]:
         for record in records:
+            if isinstance(record, HealthRecord):
+                self._health.take_loss(record, reason)
+                continue
             match record:
-                case AllocationHeld(allocation):
+                case r.AllocationHeld(allocation):
                     self._carried.discard(allocation.id)
                     if allocation.id in self._ending:
                         self._ending.discard(allocation.id)
                         self._failed[allocation.id] = allocation
-                        yield ReadProcesses()
+                        yield a.ReadProcesses()
                     why = f"the node cannot note it down: {reason}"
                     self._reporter.refuse(allocation.id, why)
                     self._reporter.owe(Part.HELD)
-                case SequencesReserved():
+                case r.SequencesReserved():
                     # Numbering goes on without: should the process die now and use numbers again,
                     # the next welcome tells how far the aggregator has counted.
                     self._saving.put_off_reservation(self._now)
-                case DriverReleased() | DriverResumed():
+                case r.DriverReleased() | r.DriverResumed():
                     # It is done all the same, and whoever asked is told that a restart undoes it.
                     self._release_failure = reason
-                case AllocationDropped() | GpuNumbered() | IncarnationBegun():
+                case r.AllocationDropped() | r.GpuNumbered() | r.IncarnationBegun():
                     # It stays held and ending, and the next reading of processes tries again.
                     # A GPU's number holds while the process lives, and a hello tells it anew.
                     pass
@@ -289,6 +273,7 @@ class NodeState:
 
     def _take_inventory(self, at: float, inventory: Inventory) -> Iterator[Action]:
         numbered, fresh = number_gpus(inventory, self._durable.numbers, self._inventory)
+        numbered = self._health.complete(at, numbered)
         if fresh:
             yield self._saving.begin(*fresh)
         if numbered != self._inventory:
@@ -307,23 +292,20 @@ class NodeState:
             unread = self._processes.unread_with(doubted)
             self._processes = replace(self._processes, unread_gpu_uuids=unread)
             self._reporter.owe(Part.PROCESSES)
-            yield ReadProcesses()
+            yield a.ReadProcesses()
 
     def _take_readings(self, at: float, readings: tuple[GpuReading, ...]) -> Iterator[Action]:
         if self._release is not None:
             return  # read just before the driver was let go of
-        if not self._picture.take(at, self._now, readings):
+        is_told = self._picture.take(at, self._now, readings)
+        self._health.take_readings(at, self._now, readings, self._picture)
+        if not is_told:
             yield from self._flush(at)
             return
-        samples = self._picture.samples
-        gpus = () if self._inventory is None else self._inventory.gpus
-        numbers = {gpu.identity.uuid: gpu.number for gpu in gpus}
-        yield from self._report(
-            at,
-            tuple(NumberedSample(numbers[s.uuid], s) for s in samples if s.uuid in numbers),
-        )
-        if any(sample.uuid not in numbers for sample in samples):
-            yield ReadInventory()
+        samples = number_samples(self._picture.samples, self._inventory)
+        yield from self._report(at, samples)
+        if len(samples) < len(self._picture.samples):
+            yield a.ReadInventory()
 
     def _change_driver(self, at: float, status: DriverStatus) -> Iterator[Action]:
         if status == self._driver:
@@ -332,9 +314,12 @@ class NodeState:
         self._reporter.owe(Part.DRIVER)
         if status.state is not DriverState.READING:
             self._picture.forget()
+            reason = status.reason or f"driver {status.state}"
+            self._health.take_silence(at, self._now, reason)
             yield from self._lose_processes(at)
         elif before.state is not DriverState.READING:
-            yield ReadProcesses()
+            self._health.take_driver_opened(at)
+            yield a.ReadProcesses()
         yield from self._flush(at)
 
     # --- letting go of the driver
@@ -342,43 +327,49 @@ class NodeState:
     def _release_driver(self, at: float, release: Release) -> Iterator[Action]:
         self._release, self._release_failure = release, "it is being noted down"
         self._picture.forget()
-        yield ReleaseDriver()
-        yield self._saving.begin(DriverReleased(release))
+        self._health.take_silence(at, self._now, f"released by {release.by}")
+        yield a.ReleaseDriver()
+        yield self._saving.begin(r.DriverReleased(release))
         yield from self._lose_processes(at)
 
     def _resume_driver(self) -> Iterator[Action]:
         if self._release is None and self._durable.release is None:
             return
         self._release, self._release_failure = None, "it is being noted down"
-        yield ResumeDriver()
-        yield self._saving.begin(DriverResumed())
+        yield a.ResumeDriver()
+        yield self._saving.begin(r.DriverResumed())
+
+    def _forgive(self, at: float, uuid: str) -> Iterator[Action]:
+        self._health.forgive(at, uuid)
+        if self._inventory is not None:
+            self._inventory = self._health.complete(at, self._inventory)
+            self._reporter.owe(Part.INVENTORY)
+        yield from self._flush(at)
 
     # --- processes, and letting go
 
-    def _take_processes(self, event: ProcessesTaken) -> Iterator[Action]:
-        unread = set(event.unread_gpu_uuids)
-        if event.has_unnamed_unread and self._inventory is not None:
-            # It may be any GPU that is not among those that can be read.
-            unread |= {uuid for each in self._held for uuid in each.gpu_uuids}.difference(
-                self._inventory.uuids
-            )
-        dropping = self._saving.drops
-        verified = [
-            each.id
-            for each in self._held
-            if each.id in self._covered - dropping and not unread & set(each.gpu_uuids)
-        ]
+    def _take_processes(self, event: e.ProcessesTaken) -> Iterator[Action]:
+        readable = None if self._inventory is None else self._inventory.uuids
+        asked = self._covered - self._saving.drops
+        verified = verify_left(event, self._held, asked, readable)
         seen, self._covered = self._covered, frozenset()
-        tenants = [each for each in self._held if each.id not in dropping | set(verified)]
-        processes = attribute_all(event.processes, tenants)
-        table = ProcessTable(event.started_at, processes, event.unread_gpu_uuids)
+        tenants = [each for each in self._held if each.id not in self._saving.drops | verified]
+        table = ProcessTable(
+            event.started_at,
+            attribute_all(event.processes, tenants),
+            event.unread_gpu_uuids,
+            event.assignments,
+            event.assignments_unknown,
+        )
         is_due = self._now - self._reporter.processes_told_at >= PROCESSES_RESEND_SECONDS
         if is_due or not table.says_the_same_as(self._processes):
             self._reporter.owe(Part.PROCESSES)
         is_first = self._processes is None
         self._processes, self._processes_monotonic = table, self._now
+        partitioned = self._inventory.partitioned if self._inventory else ()
+        self._health.take_processes(event.processes, event.unread_gpu_uuids, partitioned)
         if verified:
-            yield self._saving.begin(*(AllocationDropped(id_) for id_ in verified))
+            yield self._saving.begin(*(r.AllocationDropped(id_) for id_ in sorted(verified)))
         if is_first:  # nothing is granted here before the aggregator has seen it
             yield from self._flush(event.at)
         yield from self._confirm(event.at, seen)
@@ -406,7 +397,7 @@ class NodeState:
         if gone:
             yield from self._flush(at)
 
-    def _obey(self, event: CommandReceived) -> Iterator[Action]:
+    def _obey(self, event: e.CommandReceived) -> Iterator[Action]:
         match event.command:
             case Hold(allocation):
                 self._reporter.receive(event.id, unsettled=allocation.id)
@@ -437,7 +428,7 @@ class NodeState:
         else:
             obstacle = find_obstacle(wanted, tuple(claims.values()), self._inventory)
             if obstacle is None:
-                yield self._saving.begin(AllocationHeld(replace(wanted, held_since=at)))
+                yield self._saving.begin(r.AllocationHeld(replace(wanted, held_since=at)))
                 return
             self._reporter.refuse(wanted.id, obstacle)
         yield from self._flush(at)
@@ -450,7 +441,7 @@ class NodeState:
         else:
             self._reporter.receive(command, unsettled=allocation_id)
             self._absent.add(allocation_id)
-        yield ReadProcesses()
+        yield a.ReadProcesses()
 
     def _claims(self) -> dict[str, HeldAllocation]:
         """Return what is held and what is about to be, by id."""
@@ -460,7 +451,7 @@ class NodeState:
 
     def _greet(self) -> Iterator[Action]:
         self._reporter.greet()
-        yield SendHello(
+        yield a.SendHello(
             Hello(
                 identity=self._identity,
                 incarnation=self._incarnation,
@@ -476,22 +467,33 @@ class NodeState:
 
     def _flush(self, at: float) -> Iterator[Action]:
         """Report at once what is owed, if anything is."""
+        yield from self._note_health()
         if self._reporter.is_due:
             yield from self._report(at, ())
 
+    def _note_health(self) -> Iterator[Action]:
+        """Have remembered what is new about health, and owe it."""
+        records, is_changed = self._health.news()
+        if records:
+            yield self._saving.begin(*records)
+        if is_changed:
+            self._reporter.owe(Part.HEALTH)
+
     def _report(self, at: float, samples: tuple[NumberedSample, ...]) -> Iterator[Action]:
+        yield from self._note_health()
         next_sequence, reserved_below = self._reporter.next_sequence, self._durable.reserved_below
         if self._saving.is_reservation_due(next_sequence, reserved_below, self._now):
-            yield self._saving.begin(SequencesReserved(reserved_until(next_sequence)))
+            yield self._saving.begin(r.SequencesReserved(reserved_until(next_sequence)))
         claims = self._claims()
         carried = {id_: claims[id_] for id_ in claims if id_ in self._carried}
         held = mark_leaving(
             {**self._failed, **carried, **self._durable.held},
             leaving={*self._failed, *self._ending},
         )
-        report = Report(self._inventory, held, self._driver, self._processes)
+        health = self._health.gpus
+        report = Report(self._inventory, held, self._driver, self._processes, health)
         self._reporter.add_frame(at, self._now, samples, report)
         yield from self._send_due()
 
     def _send_due(self) -> Iterator[Action]:
-        yield from map(SendFrame, self._reporter.take_due())
+        yield from map(a.SendFrame, self._reporter.take_due())

@@ -1,13 +1,18 @@
-"""Reads who uses the GPUs, again and again: the driver tells the PIDs, /proc whose they are."""
+"""Reads who uses the GPUs, again and again: the driver tells the PIDs, /proc whose they are.
+
+With an `Attribution` it also tells which unit, container, pod or Slurm job each one is part of, and
+what of the GPUs others have handed out.
+"""
 
 import asyncio
 import concurrent.futures
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
+from stoker.agent.attribution.resolver import Attributed, Attribution, Looked
 from stoker.agent.driver import DriverError
 from stoker.agent.driver_host.link import DriverHost
 from stoker.agent.events import (
@@ -17,6 +22,7 @@ from stoker.agent.events import (
     ProcessReadingFailed,
 )
 from stoker.agent.model import CollectorStatus, NodeView, ProcessSeen
+from stoker.agent.owners import NOBODY, Owner
 from stoker.agent.proctable import ProcessFacts, ProcTable
 from stoker.agent.readings import ProcessReading
 from stoker.core.clock import Clock
@@ -41,15 +47,21 @@ class TenantReader:
         view: Callable[[], NodeView],
         happen: Callable[[Event], None],
         clock: Clock,
+        attribution: Attribution | None = None,
     ) -> None:
+        """Take whom to ask and whom to tell. Without `attribution` no process has an owner.
+
+        Nothing is said then of what others have handed out, as if there were nobody else.
+        """
         self._host = host
         self._proctable = proctable
+        self._attribution = attribution
         self._interval_seconds = interval_seconds
         self._view = view
         self._happen = happen
         self._clock = clock
         self._wanted = asyncio.Event()
-        self._looking: asyncio.Future[tuple[ProcessSeen, ...]] | None = None
+        self._looking: asyncio.Future[_Found] | None = None
         self.status = CollectorStatus()
 
     def want(self) -> None:
@@ -58,15 +70,19 @@ class TenantReader:
 
     async def run(self) -> None:
         """Read until cancelled; while the driver is released there is nobody to ask."""
-        while True:
-            self._wanted.clear()
-            if self._view().release is None:
-                await self._read()
-            else:
-                self.status = CollectorStatus(last_success_at=self.status.last_success_at)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._interval_seconds):
-                    await self._wanted.wait()
+        try:
+            while True:
+                self._wanted.clear()
+                if self._view().release is None:
+                    await self._read()
+                else:
+                    self.status = CollectorStatus(last_success_at=self.status.last_success_at)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._interval_seconds):
+                        await self._wanted.wait()
+        finally:
+            if self._attribution is not None:
+                await self._attribution.close()
 
     async def _read(self) -> None:
         began = self._clock.monotonic()
@@ -84,45 +100,85 @@ class TenantReader:
         try:
             reading = await self._host.processes()
             async with asyncio.timeout(LOOK_UP_SECONDS):
-                seen = await self._look_up(reading.processes)
+                facts, looked = await self._look_up(reading.processes)
         except DriverError as error:
             return ProcessReadingFailed(self._clock.now(), str(error))
         except TimeoutError:
             reason = f"/proc has not told about the processes within {LOOK_UP_SECONDS:g} s"
             _log.warning("%s", reason)
             return ProcessReadingFailed(self._clock.now(), reason)
+        told = await self._resolve(looked)
         faults = reading.failed_gpus
         return ProcessesTaken(
             at=self._clock.now(),
             started_at=reading.started_at,
-            processes=seen,
+            processes=tuple(
+                see(
+                    each,
+                    facts[each.pid],
+                    told.owner(each.pid, each.uuid),
+                    told.claims.get(each.pid),
+                )
+                for each in reading.processes
+            ),
             unread_gpu_uuids=tuple(each.uuid for each in faults if each.uuid is not None),
             has_unnamed_unread=any(each.uuid is None for each in faults),
+            assignments=told.assignments,
+            assignments_unknown=told.assignments_unknown,
         )
 
-    async def _look_up(self, processes: Sequence[ProcessReading]) -> tuple[ProcessSeen, ...]:
+    async def _look_up(self, processes: Sequence[ProcessReading]) -> "_Found":
         """Ask /proc about the processes; at most one such look is under way."""
         if self._looking is None or self._looking.done():
-            self._looking = in_thread(lambda: see_all(processes, self._proctable))
+            self._looking = in_thread(lambda: self._look(processes))
             return await asyncio.shield(self._looking)
         await asyncio.wait([self._looking])  # of an earlier reading: it tells about then
         return await self._look_up(processes)
 
+    def _look(self, processes: Sequence[ProcessReading]) -> "_Found":
+        facts = describe_all(processes, self._proctable)
+        if self._attribution is None:
+            return facts, None
+        return facts, self._attribution.look(facts.values())
+
+    async def _resolve(self, looked: Looked | None) -> Attributed:
+        if self._attribution is None or looked is None:
+            return Attributed({})
+        view = self._view()
+        return await self._attribution.resolve(looked, view.inventory, view.telemetry)
+
+
+_Found = tuple[Mapping[int, ProcessFacts], Looked | None]
+
+
+def describe_all(
+    processes: Iterable[ProcessReading], table: ProcTable
+) -> Mapping[int, ProcessFacts]:
+    """Return what /proc tells of each, by PID; a process on several GPUs is looked up once."""
+    found: dict[int, ProcessFacts] = {}
+    for process in processes:
+        if process.pid not in found:
+            found[process.pid] = table.describe(process)
+    table.remember_only(found.keys())
+    return found
+
 
 def see_all(processes: Sequence[ProcessReading], table: ProcTable) -> tuple[ProcessSeen, ...]:
-    """Return what is known of all; a process on several GPUs is looked up once."""
-    found: dict[int, ProcessFacts] = {}
-    seen: list[ProcessSeen] = []
-    for process in processes:
-        facts = found.get(process.pid)
-        if facts is None:
-            facts = found[process.pid] = table.describe(process)
-        seen.append(see(process, facts))
-    return tuple(seen)
+    """Return what is known of all without asking anybody whose they are."""
+    facts = describe_all(processes, table)
+    return tuple(see(process, facts[process.pid]) for process in processes)
 
 
-def see(process: ProcessReading, facts: ProcessFacts) -> ProcessSeen:
-    """Return what the driver and /proc together tell about a process."""
+def see(
+    process: ProcessReading,
+    facts: ProcessFacts,
+    owner: Owner = NOBODY,
+    claim: str | None = None,
+) -> ProcessSeen:
+    """Return what the driver and /proc together tell about a process, and whose it is.
+
+    `claim`: the allocation that it names, where /proc does not tell that to this user.
+    """
     return ProcessSeen(
         gpu_uuid=process.uuid,
         pid=process.pid,
@@ -130,7 +186,8 @@ def see(process: ProcessReading, facts: ProcessFacts) -> ProcessSeen:
         command=facts.command,
         memory_used_bytes=process.memory_used_bytes,
         started_at=facts.started_at,
-        claimed_allocation_id=facts.allocation_id,
+        claimed_allocation_id=claim if facts.allocation_id is None else facts.allocation_id,
+        owner=owner,
     )
 
 

@@ -18,7 +18,9 @@ from stoker.agent.model import (
     NumberedSample,
     ProcessTable,
 )
+from stoker.agent.owners import NOBODY, Assignment, Owner
 from stoker.agent.readings import GpuFault
+from stoker.agent.verdicts import Fault, GpuHealth, RepairAction, Verdict
 from stoker.core.errors import StokerError
 from stoker.v1 import agent_pb2, types_pb2
 
@@ -35,6 +37,22 @@ _DRIVER_STATES = {
     DriverState.FAILED: agent_pb2.DRIVER_STATE_FAILED,
     DriverState.RELEASED: agent_pb2.DRIVER_STATE_RELEASED,
 }
+_VERDICTS = {
+    Verdict.HEALTHY: types_pb2.GPU_VERDICT_HEALTHY,
+    Verdict.DEGRADED: types_pb2.GPU_VERDICT_DEGRADED,
+    Verdict.UNHEALTHY: types_pb2.GPU_VERDICT_UNHEALTHY,
+    Verdict.UNKNOWN: types_pb2.GPU_VERDICT_UNKNOWN,
+}
+_REPAIR_ACTIONS = {
+    RepairAction.NONE: types_pb2.REPAIR_ACTION_NONE,
+    RepairAction.RESTART_APP: types_pb2.REPAIR_ACTION_RESTART_APP,
+    RepairAction.DRAIN: types_pb2.REPAIR_ACTION_DRAIN,
+    RepairAction.RESET_GPU: types_pb2.REPAIR_ACTION_RESET_GPU,
+    RepairAction.REBOOT: types_pb2.REPAIR_ACTION_REBOOT,
+    RepairAction.RMA: types_pb2.REPAIR_ACTION_RMA,
+}
+# `HealthFault.count` is 32 bits wide.
+_COUNT_MAX = 2**32 - 1
 
 
 class MalformedMessage(StokerError):
@@ -109,6 +127,7 @@ def frame_message(frame: Frame) -> agent_pb2.AgentMessage:
             frames_dropped=frame.frames_dropped,
             monotonic_seconds=frame.monotonic_seconds,
             commands_done=frame.commands_done,
+            health=None if frame.health is None else _health(frame.health),
         )
     )
 
@@ -240,6 +259,8 @@ def _processes(table: ProcessTable) -> agent_pb2.ProcessTable:
         started_at=table.started_at,
         processes=[_process(each) for each in table.processes],
         unread_gpu_uuids=table.unread_gpu_uuids,
+        assignments=[_assignment(each) for each in table.assignments],
+        assignments_unknown=table.assignments_unknown,
     )
 
 
@@ -253,6 +274,60 @@ def _process(attributed: AttributedProcess) -> types_pb2.Process:
         allocation_id=attributed.allocation_id,
         started_at=process.started_at,
         gpu_uuid=process.gpu_uuid,
+        owner=None if process.owner == NOBODY else _owner(process.owner),
+    )
+
+
+def _owner(owner: Owner) -> types_pb2.Owner:
+    return types_pb2.Owner(
+        unit=owner.unit,
+        container_id=owner.container_id,
+        container_runtime=owner.container_runtime,
+        container_name=owner.container_name,
+        pod_uid=owner.pod_uid,
+        pod_namespace=owner.pod_namespace,
+        pod_name=owner.pod_name,
+        slurm_job=owner.slurm_job,
+        slurm_step=owner.slurm_step,
+    )
+
+
+def _assignment(assignment: Assignment) -> types_pb2.Assignment:
+    return types_pb2.Assignment(
+        gpu_uuid=assignment.gpu_uuid,
+        by=assignment.by,
+        holder=assignment.holder,
+        mig_device_uuid=assignment.mig_device_uuid,
+    )
+
+
+def _health(gpus: tuple[GpuHealth, ...]) -> agent_pb2.NodeHealth:
+    return agent_pb2.NodeHealth(
+        gpus=[
+            types_pb2.GpuHealth(
+                uuid=each.uuid,
+                verdict=_VERDICTS[each.verdict],
+                action=_REPAIR_ACTIONS[each.action],
+                check=each.check or "",
+                reason=each.reason,
+                since=each.since,
+                faults=[_health_fault(fault) for fault in each.faults],
+            )
+            for each in gpus
+        ]
+    )
+
+
+def _health_fault(fault: Fault) -> types_pb2.HealthFault:
+    return types_pb2.HealthFault(
+        check=fault.check,
+        code=fault.code,
+        verdict=_VERDICTS[fault.verdict],
+        action=_REPAIR_ACTIONS[fault.action],
+        reason=fault.reason,
+        since=fault.since,
+        last_at=fault.last_at,
+        count=min(fault.count, _COUNT_MAX),
     )
 
 

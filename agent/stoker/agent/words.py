@@ -2,7 +2,10 @@
 
 from datetime import UTC, datetime
 
+import msgspec
+
 from stoker.agent.model import DriverState, NodeView, Release
+from stoker.agent.verdicts import GpuHealth
 from stoker.core.local import GpuFacts
 from stoker.core.units import format_duration
 
@@ -33,22 +36,49 @@ def list_gpus(view: NodeView) -> tuple[GpuFacts, ...]:
     """Return every GPU that is known of, in the driver's order, and why those out are not read."""
     if view.inventory is None:
         return ()
-    read = {sample.uuid for sample in view.samples}
-    found = [
-        GpuFacts(
+    samples = {sample.uuid: sample for sample in view.samples}
+    found: list[GpuFacts] = []
+    for gpu in (each.identity for each in view.inventory.gpus):
+        sample = samples.get(gpu.uuid)
+        unread = view.unread.get(gpu.uuid) or _why_none(view)
+        facts = GpuFacts(
             uuid=gpu.uuid,
             index=gpu.index,
             model=gpu.model,
-            is_read=gpu.uuid in read,
-            reason="" if gpu.uuid in read else view.unread.get(gpu.uuid) or _why_none(view),
+            is_read=sample is not None,
+            reason="" if sample else unread,
+            memory_used_bytes=sample.memory_used_bytes if sample else None,
+            memory_unattributed_bytes=view.memory_unattributed_bytes.get(gpu.uuid),
         )
-        for gpu in (each.identity for each in view.inventory.gpus)
-    ]
+        found.append(facts)
     found += [
         GpuFacts(uuid=each.uuid, index=each.index, model="", is_read=False, reason=each.message)
         for each in view.inventory.missing
     ]
-    return tuple(sorted(found, key=lambda gpu: gpu.index))
+    health = {each.uuid: each for each in view.health}
+    judged = [_judged(gpu, health.get(gpu.uuid or "")) for gpu in found]
+    return tuple(sorted(judged, key=lambda gpu: gpu.index))
+
+
+def list_blind(view: NodeView) -> tuple[str, ...]:
+    """Return what the agent cannot see and why, a sentence each."""
+    found: list[str] = []
+    if not view.kernel_log.is_followed:
+        found.append(f"the kernel's log: {view.kernel_log.reason}")
+    if view.processes is not None and view.processes.assignments_unknown:
+        found.append(f"what others have handed out: {view.processes.assignments_unknown}")
+    return tuple(found)
+
+
+def _judged(gpu: GpuFacts, health: GpuHealth | None) -> GpuFacts:
+    if health is None:
+        return gpu
+    return msgspec.structs.replace(
+        gpu,
+        verdict=health.verdict,
+        action=health.action,
+        faults=tuple(fault.reason for fault in health.faults),
+    )
 
 
 def _reading(view: NodeView) -> str:

@@ -68,7 +68,15 @@ class AskProfilingResume(_Request, frozen=True, tag="resume_profiling"):
     """Read the hardware counters again."""
 
 
-Request = AskStatus | AskRelease | AskResume | AskProfilingPause | AskProfilingResume
+class AskSetHealthy(_Request, frozen=True, tag="set_healthy"):
+    """Forget the faults of a GPU: it was mended, inspected, or taken out for good."""
+
+    gpu: str  # its UUID, or its index
+
+
+Request = (
+    AskStatus | AskRelease | AskResume | AskProfilingPause | AskProfilingResume | AskSetHealthy
+)
 
 
 class DriverCall(_Facts, frozen=True):
@@ -108,6 +116,12 @@ class GpuFacts(_Facts, frozen=True):
     model: str
     is_read: bool
     reason: str  # why it is not read
+    verdict: str = "unknown"  # "healthy", "degraded", "unhealthy", "unknown"
+    action: str = "none"  # what mends it: "restart_app", "drain", "reset_gpu", "reboot", "rma"
+    faults: tuple[str, ...] = ()  # worst first, a sentence each
+    memory_used_bytes: int | None = None
+    # In use, and no process accounts for it; None: it cannot be told.
+    memory_unattributed_bytes: int | None = None
 
 
 class HeldFacts(_Facts, frozen=True):
@@ -129,6 +143,27 @@ class ProcessFacts(_Facts, frozen=True):
     gpu_uuid: str
     gpu_index: int | None
     allocation_id: str
+    memory_used_bytes: int | None = None
+    owner: str = ""  # what it is part of: "pod ml/train-0", "Slurm job 12", "unit a.service"
+
+
+class AssignmentFacts(_Facts, frozen=True):
+    """A GPU that somebody else has handed out."""
+
+    gpu_uuid: str
+    gpu_index: int | None
+    by: str  # "kubelet", "slurm"
+    holder: str
+
+
+class HolderFacts(_Facts, frozen=True):
+    """A process that has device files of the driver open, whether or not it uses a GPU."""
+
+    pid: int
+    user: str
+    command: str
+    devices: tuple[str, ...]
+    owner: str
 
 
 class GpuName(_Facts, frozen=True):
@@ -145,6 +180,10 @@ class UsersFacts(_Facts, frozen=True):
     processes: tuple[ProcessFacts, ...]
     processes_age_seconds: float | None  # None: nothing is known of them
     unread_gpus: tuple[GpuName, ...]  # of these nothing is known
+    assignments: tuple[AssignmentFacts, ...] = ()
+    assignments_unknown: str = ""  # why it is not known what others have handed out
+    holders: tuple[HolderFacts, ...] = ()  # looked for when the driver is released
+    holders_unknown: str = ""  # why they are not known; empty: they are, or nobody looked
 
 
 class LinkFacts(_Facts, frozen=True):
@@ -176,6 +215,8 @@ class Status(_Answer, frozen=True, tag="status"):
     sample_failures: dict[str, int]
     users: UsersFacts
     link: LinkFacts
+    # What this agent cannot see, and why: "kernel log: ...", "holders of device files: ...".
+    blind: tuple[str, ...] = ()
 
 
 class Released(_Answer, frozen=True, tag="released"):
@@ -202,6 +243,14 @@ class Profiling(_Answer, frozen=True, tag="profiling"):
     until: float | None
 
 
+class SetHealthy(_Answer, frozen=True, tag="set_healthy"):
+    """What was forgotten."""
+
+    gpu_uuid: str
+    forgotten: tuple[str, ...]  # the faults, a sentence each
+    unsaved: str  # why a restart would remember them
+
+
 class Refusal(_Answer, frozen=True, tag="refusal"):
     """Why it is not done."""
 
@@ -209,7 +258,7 @@ class Refusal(_Answer, frozen=True, tag="refusal"):
     exit_code: int = int(ExitCode.REFUSED)
 
 
-Answer = Status | Released | Resumed | Profiling | Refusal
+Answer = Status | Released | Resumed | Profiling | SetHealthy | Refusal
 
 _request_decoder: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Request)
 _answer_decoder: msgspec.json.Decoder[Answer] = msgspec.json.Decoder(Answer)

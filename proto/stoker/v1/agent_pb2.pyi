@@ -448,6 +448,7 @@ class Frame(_message.Message):
     FRAMES_DROPPED_FIELD_NUMBER: _builtins.int
     MONOTONIC_SECONDS_FIELD_NUMBER: _builtins.int
     COMMANDS_DONE_FIELD_NUMBER: _builtins.int
+    HEALTH_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """Rising by one within an incarnation; a gap is a frame that the outbox dropped, or numbers left unused by a crash."""
     at: _builtins.float
@@ -484,6 +485,10 @@ class Frame(_message.Message):
     def driver(self) -> Global___DriverStatus:
         """Present when the driver's state changed."""
 
+    @_builtins.property
+    def health(self) -> Global___NodeHealth:
+        """Present when a verdict changed: complete."""
+
     def __init__(
         self,
         *,
@@ -498,14 +503,39 @@ class Frame(_message.Message):
         frames_dropped: _builtins.int = ...,
         monotonic_seconds: _builtins.float = ...,
         commands_done: _builtins.int = ...,
+        health: Global___NodeHealth | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["driver", b"driver", "held", b"held", "inventory", b"inventory", "processes", b"processes"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["driver", b"driver", "health", b"health", "held", b"held", "inventory", b"inventory", "processes", b"processes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "commands_done", b"commands_done", "driver", b"driver", "frames_dropped", b"frames_dropped", "held", b"held", "inventory", b"inventory", "monotonic_seconds", b"monotonic_seconds", "processes", b"processes", "refusals", b"refusals", "samples", b"samples", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "commands_done", b"commands_done", "driver", b"driver", "frames_dropped", b"frames_dropped", "health", b"health", "held", b"held", "inventory", b"inventory", "monotonic_seconds", b"monotonic_seconds", "processes", b"processes", "refusals", b"refusals", "samples", b"samples", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Frame: _TypeAlias = Frame  # noqa: Y015
+
+@_typing.final
+class NodeHealth(_message.Message):
+    """The verdicts on all GPUs of a node, those included that cannot be read."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GPUS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def gpus(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.GpuHealth]:
+        """In no order."""
+
+    def __init__(
+        self,
+        *,
+        gpus: _abc.Iterable[_types_pb2.GpuHealth] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gpus", b"gpus"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NodeHealth: _TypeAlias = NodeHealth  # noqa: Y015
 
 @_typing.final
 class GpuSample(_message.Message):
@@ -617,8 +647,12 @@ class ProcessTable(_message.Message):
     STARTED_AT_FIELD_NUMBER: _builtins.int
     PROCESSES_FIELD_NUMBER: _builtins.int
     UNREAD_GPU_UUIDS_FIELD_NUMBER: _builtins.int
+    ASSIGNMENTS_FIELD_NUMBER: _builtins.int
+    ASSIGNMENTS_UNKNOWN_FIELD_NUMBER: _builtins.int
     started_at: _builtins.float
     """When reading began: what started later is not in it."""
+    assignments_unknown: _builtins.str
+    """Why it is not known what others have handed out, so that no GPU counts as free; empty: it is known."""
     @_builtins.property
     def processes(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Process]:
         """In no order; a process on two GPUs is listed twice."""
@@ -627,16 +661,22 @@ class ProcessTable(_message.Message):
     def unread_gpu_uuids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """UUIDs whose processes could not be read: nothing is known about them."""
 
+    @_builtins.property
+    def assignments(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Assignment]:
+        """GPUs that the kubelet or Slurm has handed out."""
+
     def __init__(
         self,
         *,
         started_at: _builtins.float = ...,
         processes: _abc.Iterable[_types_pb2.Process] | None = ...,
         unread_gpu_uuids: _abc.Iterable[_builtins.str] | None = ...,
+        assignments: _abc.Iterable[_types_pb2.Assignment] | None = ...,
+        assignments_unknown: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["processes", b"processes", "started_at", b"started_at", "unread_gpu_uuids", b"unread_gpu_uuids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignments", b"assignments", "assignments_unknown", b"assignments_unknown", "processes", b"processes", "started_at", b"started_at", "unread_gpu_uuids", b"unread_gpu_uuids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -383,6 +383,8 @@ class Node(_message.Message):
     INTERVAL_SECONDS_FIELD_NUMBER: _builtins.int
     CUDA_VERSION_FIELD_NUMBER: _builtins.int
     MISSING_GPUS_FIELD_NUMBER: _builtins.int
+    DRAIN_AT_FIELD_NUMBER: _builtins.int
+    ASSIGNMENTS_UNKNOWN_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Unique in the fleet."""
     state: Global___NodeState.ValueType
@@ -407,6 +409,10 @@ class Node(_message.Message):
     """Seconds between two samples."""
     cuda_version: _builtins.str
     """The newest CUDA that the driver supports; empty: not known."""
+    drain_at: _builtins.float
+    """While it is drained: when what it still holds is ended."""
+    assignments_unknown: _builtins.str
+    """Why it is not known what the kubelet or Slurm has handed out, so that no GPU counts as free; empty: it is known."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """The operator's labels of the node."""
@@ -437,17 +443,23 @@ class Node(_message.Message):
         interval_seconds: _builtins.float = ...,
         cuda_version: _builtins.str = ...,
         missing_gpus: _abc.Iterable[_types_pb2.MissingGpu] | None = ...,
+        drain_at: _builtins.float | None = ...,
+        assignments_unknown: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_cordoned", b"_cordoned", "_last_sample_at", b"_last_sample_at", "cordoned", b"cordoned", "last_sample_at", b"last_sample_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cordoned", b"_cordoned", "_drain_at", b"_drain_at", "_last_sample_at", b"_last_sample_at", "cordoned", b"cordoned", "drain_at", b"drain_at", "last_sample_at", b"last_sample_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cordoned", b"_cordoned", "_last_sample_at", b"_last_sample_at", "agent_version", b"agent_version", "boot_id", b"boot_id", "cordoned", b"cordoned", "cuda_version", b"cuda_version", "driver_version", b"driver_version", "gpus", b"gpus", "interval_seconds", b"interval_seconds", "labels", b"labels", "last_sample_at", b"last_sample_at", "missing_gpus", b"missing_gpus", "name", b"name", "pool", b"pool", "simulated", b"simulated", "state", b"state", "state_reason", b"state_reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cordoned", b"_cordoned", "_drain_at", b"_drain_at", "_last_sample_at", b"_last_sample_at", "agent_version", b"agent_version", "assignments_unknown", b"assignments_unknown", "boot_id", b"boot_id", "cordoned", b"cordoned", "cuda_version", b"cuda_version", "drain_at", b"drain_at", "driver_version", b"driver_version", "gpus", b"gpus", "interval_seconds", b"interval_seconds", "labels", b"labels", "last_sample_at", b"last_sample_at", "missing_gpus", b"missing_gpus", "name", b"name", "pool", b"pool", "simulated", b"simulated", "state", b"state", "state_reason", b"state_reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cordoned: _TypeAlias = _typing.Literal["cordoned"]  # noqa: Y015
     _WhichOneofArgType__cordoned: _TypeAlias = _typing.Literal["_cordoned", b"_cordoned"]  # noqa: Y015
+    _WhichOneofReturnType__drain_at: _TypeAlias = _typing.Literal["drain_at"]  # noqa: Y015
+    _WhichOneofArgType__drain_at: _TypeAlias = _typing.Literal["_drain_at", b"_drain_at"]  # noqa: Y015
     _WhichOneofReturnType__last_sample_at: _TypeAlias = _typing.Literal["last_sample_at"]  # noqa: Y015
     _WhichOneofArgType__last_sample_at: _TypeAlias = _typing.Literal["_last_sample_at", b"_last_sample_at"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__cordoned) -> _WhichOneofReturnType__cordoned | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__drain_at) -> _WhichOneofReturnType__drain_at | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__last_sample_at) -> _WhichOneofReturnType__last_sample_at | None: ...
 
@@ -475,6 +487,9 @@ class NodeGpu(_message.Message):
     ALLOCATION_IDS_FIELD_NUMBER: _builtins.int
     PROCESSES_FIELD_NUMBER: _builtins.int
     PCI_BUS_ID_FIELD_NUMBER: _builtins.int
+    HEALTH_FIELD_NUMBER: _builtins.int
+    CORDON_FIELD_NUMBER: _builtins.int
+    ASSIGNMENTS_FIELD_NUMBER: _builtins.int
     uuid: _builtins.str
     """NVML's UUID."""
     model: _builtins.str
@@ -511,6 +526,18 @@ class NodeGpu(_message.Message):
     def processes(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Process]:
         """Processes on it at the last process reading."""
 
+    @_builtins.property
+    def health(self) -> _types_pb2.GpuHealth:
+        """What its agent last judged; absent: nothing yet."""
+
+    @_builtins.property
+    def cordon(self) -> Global___GpuCordon:
+        """Set while this GPU is cordoned."""
+
+    @_builtins.property
+    def assignments(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Assignment]:
+        """What the kubelet or Slurm has handed out of it."""
+
     def __init__(
         self,
         *,
@@ -530,10 +557,13 @@ class NodeGpu(_message.Message):
         allocation_ids: _abc.Iterable[_builtins.str] | None = ...,
         processes: _abc.Iterable[_types_pb2.Process] | None = ...,
         pci_bus_id: _builtins.str = ...,
+        health: _types_pb2.GpuHealth | None = ...,
+        cordon: Global___GpuCordon | None = ...,
+        assignments: _abc.Iterable[_types_pb2.Assignment] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_energy_joules", b"_energy_joules", "_last_sample_at", b"_last_sample_at", "_memory_clock_hertz", b"_memory_clock_hertz", "_memory_used_bytes", b"_memory_used_bytes", "_memory_utilization_ratio", b"_memory_utilization_ratio", "_power_watts", b"_power_watts", "_sm_clock_hertz", b"_sm_clock_hertz", "_temperature_celsius", b"_temperature_celsius", "_utilization_ratio", b"_utilization_ratio", "energy_joules", b"energy_joules", "last_sample_at", b"last_sample_at", "memory_clock_hertz", b"memory_clock_hertz", "memory_used_bytes", b"memory_used_bytes", "memory_utilization_ratio", b"memory_utilization_ratio", "power_watts", b"power_watts", "sm_clock_hertz", b"sm_clock_hertz", "temperature_celsius", b"temperature_celsius", "utilization_ratio", b"utilization_ratio"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_energy_joules", b"_energy_joules", "_last_sample_at", b"_last_sample_at", "_memory_clock_hertz", b"_memory_clock_hertz", "_memory_used_bytes", b"_memory_used_bytes", "_memory_utilization_ratio", b"_memory_utilization_ratio", "_power_watts", b"_power_watts", "_sm_clock_hertz", b"_sm_clock_hertz", "_temperature_celsius", b"_temperature_celsius", "_utilization_ratio", b"_utilization_ratio", "cordon", b"cordon", "energy_joules", b"energy_joules", "health", b"health", "last_sample_at", b"last_sample_at", "memory_clock_hertz", b"memory_clock_hertz", "memory_used_bytes", b"memory_used_bytes", "memory_utilization_ratio", b"memory_utilization_ratio", "power_watts", b"power_watts", "sm_clock_hertz", b"sm_clock_hertz", "temperature_celsius", b"temperature_celsius", "utilization_ratio", b"utilization_ratio"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_energy_joules", b"_energy_joules", "_last_sample_at", b"_last_sample_at", "_memory_clock_hertz", b"_memory_clock_hertz", "_memory_used_bytes", b"_memory_used_bytes", "_memory_utilization_ratio", b"_memory_utilization_ratio", "_power_watts", b"_power_watts", "_sm_clock_hertz", b"_sm_clock_hertz", "_temperature_celsius", b"_temperature_celsius", "_utilization_ratio", b"_utilization_ratio", "allocation_ids", b"allocation_ids", "energy_joules", b"energy_joules", "index", b"index", "last_sample_at", b"last_sample_at", "memory_clock_hertz", b"memory_clock_hertz", "memory_total_bytes", b"memory_total_bytes", "memory_used_bytes", b"memory_used_bytes", "memory_utilization_ratio", b"memory_utilization_ratio", "model", b"model", "pci_bus_id", b"pci_bus_id", "power_watts", b"power_watts", "processes", b"processes", "sm_clock_hertz", b"sm_clock_hertz", "temperature_celsius", b"temperature_celsius", "utilization_ratio", b"utilization_ratio", "uuid", b"uuid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_energy_joules", b"_energy_joules", "_last_sample_at", b"_last_sample_at", "_memory_clock_hertz", b"_memory_clock_hertz", "_memory_used_bytes", b"_memory_used_bytes", "_memory_utilization_ratio", b"_memory_utilization_ratio", "_power_watts", b"_power_watts", "_sm_clock_hertz", b"_sm_clock_hertz", "_temperature_celsius", b"_temperature_celsius", "_utilization_ratio", b"_utilization_ratio", "allocation_ids", b"allocation_ids", "assignments", b"assignments", "cordon", b"cordon", "energy_joules", b"energy_joules", "health", b"health", "index", b"index", "last_sample_at", b"last_sample_at", "memory_clock_hertz", b"memory_clock_hertz", "memory_total_bytes", b"memory_total_bytes", "memory_used_bytes", b"memory_used_bytes", "memory_utilization_ratio", b"memory_utilization_ratio", "model", b"model", "pci_bus_id", b"pci_bus_id", "power_watts", b"power_watts", "processes", b"processes", "sm_clock_hertz", b"sm_clock_hertz", "temperature_celsius", b"temperature_celsius", "utilization_ratio", b"utilization_ratio", "uuid", b"uuid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__energy_joules: _TypeAlias = _typing.Literal["energy_joules"]  # noqa: Y015
     _WhichOneofArgType__energy_joules: _TypeAlias = _typing.Literal["_energy_joules", b"_energy_joules"]  # noqa: Y015
@@ -573,6 +603,42 @@ class NodeGpu(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__utilization_ratio) -> _WhichOneofReturnType__utilization_ratio | None: ...
 
 Global___NodeGpu: _TypeAlias = NodeGpu  # noqa: Y015
+
+@_typing.final
+class GpuCordon(_message.Message):
+    """Why no new allocation goes to a GPU."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    BY_HEALTH_FIELD_NUMBER: _builtins.int
+    AT_FIELD_NUMBER: _builtins.int
+    DRAIN_AT_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """Shown in every refusal."""
+    by_health: _builtins.bool
+    """Whether the fleet did it for the GPU's health, and undoes it when that is well again."""
+    at: _builtins.float
+    """Since when, on the aggregator's clock."""
+    drain_at: _builtins.float
+    """While it is drained: when what it still holds is ended."""
+    def __init__(
+        self,
+        *,
+        reason: _builtins.str = ...,
+        by_health: _builtins.bool = ...,
+        at: _builtins.float = ...,
+        drain_at: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_drain_at", b"_drain_at", "drain_at", b"drain_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_drain_at", b"_drain_at", "at", b"at", "by_health", b"by_health", "drain_at", b"drain_at", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__drain_at: _TypeAlias = _typing.Literal["drain_at"]  # noqa: Y015
+    _WhichOneofArgType__drain_at: _TypeAlias = _typing.Literal["_drain_at", b"_drain_at"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__drain_at) -> _WhichOneofReturnType__drain_at | None: ...
+
+Global___GpuCordon: _TypeAlias = GpuCordon  # noqa: Y015
 
 @_typing.final
 class ListAllocationsRequest(_message.Message):
@@ -692,25 +758,29 @@ Global___WatchResponse: _TypeAlias = WatchResponse  # noqa: Y015
 
 @_typing.final
 class CordonRequest(_message.Message):
-    """Which node, and why."""
+    """Which node or GPU, and why."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     NODE_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    GPU_UUID_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     """The node's name."""
     reason: _builtins.str
     """Shown in every refusal; required."""
+    gpu_uuid: _builtins.str
+    """Only this GPU of the node; empty: all of it."""
     def __init__(
         self,
         *,
         node: _builtins.str = ...,
         reason: _builtins.str = ...,
+        gpu_uuid: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["node", b"node", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gpu_uuid", b"gpu_uuid", "node", b"node", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -742,21 +812,25 @@ Global___CordonResponse: _TypeAlias = CordonResponse  # noqa: Y015
 
 @_typing.final
 class UncordonRequest(_message.Message):
-    """Which node."""
+    """Which node or GPU."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     NODE_FIELD_NUMBER: _builtins.int
+    GPU_UUID_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     """The node's name."""
+    gpu_uuid: _builtins.str
+    """Only this GPU of the node; empty: the node's own cordon, while those of its GPUs stay."""
     def __init__(
         self,
         *,
         node: _builtins.str = ...,
+        gpu_uuid: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["node", b"node"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gpu_uuid", b"gpu_uuid", "node", b"node"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -785,3 +859,239 @@ class UncordonResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UncordonResponse: _TypeAlias = UncordonResponse  # noqa: Y015
+
+@_typing.final
+class DrainRequest(_message.Message):
+    """Which node or GPU, why, and how long it may take."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    GPU_UUID_FIELD_NUMBER: _builtins.int
+    GRACE_SECONDS_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    """The node's name."""
+    reason: _builtins.str
+    """Shown in every refusal and to those whose allocation it ends; required."""
+    gpu_uuid: _builtins.str
+    """Only this GPU of the node; empty: all of it."""
+    grace_seconds: _builtins.float
+    """What is still held after so long is released; absent: it is waited for without end. At most 2,592,000 (30 days)."""
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        gpu_uuid: _builtins.str = ...,
+        grace_seconds: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_grace_seconds", b"_grace_seconds", "grace_seconds", b"grace_seconds"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_grace_seconds", b"_grace_seconds", "gpu_uuid", b"gpu_uuid", "grace_seconds", b"grace_seconds", "node", b"node", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__grace_seconds: _TypeAlias = _typing.Literal["grace_seconds"]  # noqa: Y015
+    _WhichOneofArgType__grace_seconds: _TypeAlias = _typing.Literal["_grace_seconds", b"_grace_seconds"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__grace_seconds) -> _WhichOneofReturnType__grace_seconds | None: ...
+
+Global___DrainRequest: _TypeAlias = DrainRequest  # noqa: Y015
+
+@_typing.final
+class DrainResponse(_message.Message):
+    """Begun; it is over when nothing is held any more."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def node(self) -> Global___Node:
+        """The node as it is now."""
+
+    def __init__(
+        self,
+        *,
+        node: Global___Node | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["node", b"node"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node", b"node"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainResponse: _TypeAlias = DrainResponse  # noqa: Y015
+
+@_typing.final
+class ListHealthRequest(_message.Message):
+    """Which GPUs to list."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INCLUDE_HEALTHY_FIELD_NUMBER: _builtins.int
+    include_healthy: _builtins.bool
+    """Also those with which nothing is wrong."""
+    def __init__(
+        self,
+        *,
+        include_healthy: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["include_healthy", b"include_healthy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListHealthRequest: _TypeAlias = ListHealthRequest  # noqa: Y015
+
+@_typing.final
+class GpuCondition(_message.Message):
+    """One GPU, how it is, and what is done about it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    UUID_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    PCI_BUS_ID_FIELD_NUMBER: _builtins.int
+    HEALTH_FIELD_NUMBER: _builtins.int
+    CORDON_FIELD_NUMBER: _builtins.int
+    CORDON_WITHHELD_FIELD_NUMBER: _builtins.int
+    ALLOCATION_IDS_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    """The node it is in."""
+    uuid: _builtins.str
+    """NVML's UUID."""
+    index: _builtins.int
+    """Position in PCI order."""
+    model: _builtins.str
+    """NVML's product name."""
+    pci_bus_id: _builtins.str
+    """Empty: not known."""
+    cordon_withheld: _builtins.str
+    """Why it is not cordoned though its health calls for it; empty: it is, or need not be."""
+    @_builtins.property
+    def health(self) -> _types_pb2.GpuHealth:
+        """What its agent last judged."""
+
+    @_builtins.property
+    def cordon(self) -> Global___GpuCordon:
+        """Set while it is cordoned."""
+
+    @_builtins.property
+    def allocation_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids of the allocations that hold it or a part of it."""
+
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        uuid: _builtins.str = ...,
+        index: _builtins.int = ...,
+        model: _builtins.str = ...,
+        pci_bus_id: _builtins.str = ...,
+        health: _types_pb2.GpuHealth | None = ...,
+        cordon: Global___GpuCordon | None = ...,
+        cordon_withheld: _builtins.str = ...,
+        allocation_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cordon", b"cordon", "health", b"health"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allocation_ids", b"allocation_ids", "cordon", b"cordon", "cordon_withheld", b"cordon_withheld", "health", b"health", "index", b"index", "model", b"model", "node", b"node", "pci_bus_id", b"pci_bus_id", "uuid", b"uuid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GpuCondition: _TypeAlias = GpuCondition  # noqa: Y015
+
+@_typing.final
+class Finding(_message.Message):
+    """Something that the fleet noticed by comparing over time or with peers. It changes nothing by itself."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    GPU_UUID_FIELD_NUMBER: _builtins.int
+    PCI_BUS_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    ALLOCATION_ID_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    """"lemon_gpu": a card that keeps failing wherever it is; "lemon_slot": a slot whose cards keep failing;
+    "straggler": a GPU that lags behind the others of its allocation.
+    """
+    node: _builtins.str
+    """The node it is in."""
+    gpu_uuid: _builtins.str
+    """Empty for a slot."""
+    pci_bus_id: _builtins.str
+    """The PCI address; empty: not known."""
+    reason: _builtins.str
+    """One sentence with the numbers behind it."""
+    since: _builtins.float
+    """When it was found, on the aggregator's clock."""
+    allocation_id: _builtins.str
+    """For a straggler: in which allocation."""
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        node: _builtins.str = ...,
+        gpu_uuid: _builtins.str = ...,
+        pci_bus_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        since: _builtins.float = ...,
+        allocation_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allocation_id", b"allocation_id", "gpu_uuid", b"gpu_uuid", "kind", b"kind", "node", b"node", "pci_bus_id", b"pci_bus_id", "reason", b"reason", "since", b"since"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Finding: _TypeAlias = Finding  # noqa: Y015
+
+@_typing.final
+class ListHealthResponse(_message.Message):
+    """The health of the fleet."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GPUS_FIELD_NUMBER: _builtins.int
+    FINDINGS_FIELD_NUMBER: _builtins.int
+    GPUS_TOTAL_FIELD_NUMBER: _builtins.int
+    CORDONED_BY_HEALTH_FIELD_NUMBER: _builtins.int
+    CORDONED_BY_HEALTH_MAX_FIELD_NUMBER: _builtins.int
+    RESOURCE_VERSION_FIELD_NUMBER: _builtins.int
+    gpus_total: _builtins.int
+    """All GPUs of the fleet."""
+    cordoned_by_health: _builtins.int
+    """How many are cordoned for their health."""
+    cordoned_by_health_max: _builtins.int
+    """How many may be at one time."""
+    resource_version: _builtins.int
+    """For Watch: nothing up to here is missing from this answer."""
+    @_builtins.property
+    def gpus(self) -> _containers.RepeatedCompositeFieldContainer[Global___GpuCondition]:
+        """Those that are not healthy or are cordoned, worst first."""
+
+    @_builtins.property
+    def findings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Finding]:
+        """Lemons and stragglers."""
+
+    def __init__(
+        self,
+        *,
+        gpus: _abc.Iterable[Global___GpuCondition] | None = ...,
+        findings: _abc.Iterable[Global___Finding] | None = ...,
+        gpus_total: _builtins.int = ...,
+        cordoned_by_health: _builtins.int = ...,
+        cordoned_by_health_max: _builtins.int = ...,
+        resource_version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cordoned_by_health", b"cordoned_by_health", "cordoned_by_health_max", b"cordoned_by_health_max", "findings", b"findings", "gpus", b"gpus", "gpus_total", b"gpus_total", "resource_version", b"resource_version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListHealthResponse: _TypeAlias = ListHealthResponse  # noqa: Y015

@@ -79,6 +79,16 @@ class FleetStub:
                 request_serializer=stoker_dot_v1_dot_fleet__pb2.UncordonRequest.SerializeToString,
                 response_deserializer=stoker_dot_v1_dot_fleet__pb2.UncordonResponse.FromString,
                 _registered_method=True)
+        self.Drain = channel.unary_unary(
+                '/stoker.v1.Fleet/Drain',
+                request_serializer=stoker_dot_v1_dot_fleet__pb2.DrainRequest.SerializeToString,
+                response_deserializer=stoker_dot_v1_dot_fleet__pb2.DrainResponse.FromString,
+                _registered_method=True)
+        self.ListHealth = channel.unary_unary(
+                '/stoker.v1.Fleet/ListHealth',
+                request_serializer=stoker_dot_v1_dot_fleet__pb2.ListHealthRequest.SerializeToString,
+                response_deserializer=stoker_dot_v1_dot_fleet__pb2.ListHealthResponse.FromString,
+                _registered_method=True)
 
 
 class FleetServicer:
@@ -138,14 +148,28 @@ class FleetServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Cordon(self, request, context):
-        """No new allocation goes to the node; what it holds stays.
+        """No new allocation goes to the node, or to one GPU of it; what is held stays.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Uncordon(self, request, context):
-        """Ends a cordon; a node that is not cordoned stays as it is.
+        """Ends a cordon and a drain; what is not cordoned stays as it is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Drain(self, request, context):
+        """Cordons, and ends what is still held after a grace.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListHealth(self, request, context):
+        """Which GPUs are not well, which are kept from use and why, which keep failing or lag behind.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -198,6 +222,16 @@ def add_FleetServicer_to_server(servicer, server):
                     servicer.Uncordon,
                     request_deserializer=stoker_dot_v1_dot_fleet__pb2.UncordonRequest.FromString,
                     response_serializer=stoker_dot_v1_dot_fleet__pb2.UncordonResponse.SerializeToString,
+            ),
+            'Drain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Drain,
+                    request_deserializer=stoker_dot_v1_dot_fleet__pb2.DrainRequest.FromString,
+                    response_serializer=stoker_dot_v1_dot_fleet__pb2.DrainResponse.SerializeToString,
+            ),
+            'ListHealth': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListHealth,
+                    request_deserializer=stoker_dot_v1_dot_fleet__pb2.ListHealthRequest.FromString,
+                    response_serializer=stoker_dot_v1_dot_fleet__pb2.ListHealthResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -443,6 +477,60 @@ class Fleet:
             '/stoker.v1.Fleet/Uncordon',
             stoker_dot_v1_dot_fleet__pb2.UncordonRequest.SerializeToString,
             stoker_dot_v1_dot_fleet__pb2.UncordonResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Drain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stoker.v1.Fleet/Drain',
+            stoker_dot_v1_dot_fleet__pb2.DrainRequest.SerializeToString,
+            stoker_dot_v1_dot_fleet__pb2.DrainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListHealth(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stoker.v1.Fleet/ListHealth',
+            stoker_dot_v1_dot_fleet__pb2.ListHealthRequest.SerializeToString,
+            stoker_dot_v1_dot_fleet__pb2.ListHealthResponse.FromString,
             options,
             channel_credentials,
             insecure,

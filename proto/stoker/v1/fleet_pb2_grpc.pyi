@@ -58,9 +58,13 @@ class FleetStub:
     the reader was left too far behind; both say how to go on.
     """
     Cordon: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.CordonRequest, _fleet_pb2.CordonResponse]
-    """No new allocation goes to the node; what it holds stays."""
+    """No new allocation goes to the node, or to one GPU of it; what is held stays."""
     Uncordon: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.UncordonRequest, _fleet_pb2.UncordonResponse]
-    """Ends a cordon; a node that is not cordoned stays as it is."""
+    """Ends a cordon and a drain; what is not cordoned stays as it is."""
+    Drain: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.DrainRequest, _fleet_pb2.DrainResponse]
+    """Cordons, and ends what is still held after a grace."""
+    ListHealth: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.ListHealthRequest, _fleet_pb2.ListHealthResponse]
+    """Which GPUs are not well, which are kept from use and why, which keep failing or lag behind."""
 
 @_typing.type_check_only
 class FleetAsyncStub(FleetStub):
@@ -87,9 +91,13 @@ class FleetAsyncStub(FleetStub):
     the reader was left too far behind; both say how to go on.
     """
     Cordon: _aio.UnaryUnaryMultiCallable[_fleet_pb2.CordonRequest, _fleet_pb2.CordonResponse]  # type: ignore[assignment]
-    """No new allocation goes to the node; what it holds stays."""
+    """No new allocation goes to the node, or to one GPU of it; what is held stays."""
     Uncordon: _aio.UnaryUnaryMultiCallable[_fleet_pb2.UncordonRequest, _fleet_pb2.UncordonResponse]  # type: ignore[assignment]
-    """Ends a cordon; a node that is not cordoned stays as it is."""
+    """Ends a cordon and a drain; what is not cordoned stays as it is."""
+    Drain: _aio.UnaryUnaryMultiCallable[_fleet_pb2.DrainRequest, _fleet_pb2.DrainResponse]  # type: ignore[assignment]
+    """Cordons, and ends what is still held after a grace."""
+    ListHealth: _aio.UnaryUnaryMultiCallable[_fleet_pb2.ListHealthRequest, _fleet_pb2.ListHealthResponse]  # type: ignore[assignment]
+    """Which GPUs are not well, which are kept from use and why, which keep failing or lag behind."""
 
 class FleetServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -161,7 +169,7 @@ class FleetServicer(metaclass=_abc_1.ABCMeta):
         request: _fleet_pb2.CordonRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_fleet_pb2.CordonResponse, _abc.Awaitable[_fleet_pb2.CordonResponse]]:
-        """No new allocation goes to the node; what it holds stays."""
+        """No new allocation goes to the node, or to one GPU of it; what is held stays."""
 
     @_abc_1.abstractmethod
     def Uncordon(
@@ -169,6 +177,22 @@ class FleetServicer(metaclass=_abc_1.ABCMeta):
         request: _fleet_pb2.UncordonRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_fleet_pb2.UncordonResponse, _abc.Awaitable[_fleet_pb2.UncordonResponse]]:
-        """Ends a cordon; a node that is not cordoned stays as it is."""
+        """Ends a cordon and a drain; what is not cordoned stays as it is."""
+
+    @_abc_1.abstractmethod
+    def Drain(
+        self,
+        request: _fleet_pb2.DrainRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fleet_pb2.DrainResponse, _abc.Awaitable[_fleet_pb2.DrainResponse]]:
+        """Cordons, and ends what is still held after a grace."""
+
+    @_abc_1.abstractmethod
+    def ListHealth(
+        self,
+        request: _fleet_pb2.ListHealthRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fleet_pb2.ListHealthResponse, _abc.Awaitable[_fleet_pb2.ListHealthResponse]]:
+        """Which GPUs are not well, which are kept from use and why, which keep failing or lag behind."""
 
 def add_FleetServicer_to_server(servicer: FleetServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

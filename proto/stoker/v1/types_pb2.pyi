@@ -57,6 +57,78 @@ ALLOCATION_STATE_ENDED: AllocationState.ValueType  # 4
 """Over; the devices are free."""
 Global___AllocationState: _TypeAlias = AllocationState  # noqa: Y015
 
+class _GpuVerdict:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _GpuVerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_GpuVerdict.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    GPU_VERDICT_UNSPECIFIED: _GpuVerdict.ValueType  # 0
+    """Never sent."""
+    GPU_VERDICT_HEALTHY: _GpuVerdict.ValueType  # 1
+    """Nothing is wrong with it."""
+    GPU_VERDICT_DEGRADED: _GpuVerdict.ValueType  # 2
+    """It works, with less than it should have, or not for long."""
+    GPU_VERDICT_UNHEALTHY: _GpuVerdict.ValueType  # 3
+    """No work should be placed on it."""
+    GPU_VERDICT_UNKNOWN: _GpuVerdict.ValueType  # 4
+    """It is not read now, and nothing worse is known of it."""
+
+class GpuVerdict(_GpuVerdict, metaclass=_GpuVerdictEnumTypeWrapper):
+    """Whether work should run on a GPU."""
+
+GPU_VERDICT_UNSPECIFIED: GpuVerdict.ValueType  # 0
+"""Never sent."""
+GPU_VERDICT_HEALTHY: GpuVerdict.ValueType  # 1
+"""Nothing is wrong with it."""
+GPU_VERDICT_DEGRADED: GpuVerdict.ValueType  # 2
+"""It works, with less than it should have, or not for long."""
+GPU_VERDICT_UNHEALTHY: GpuVerdict.ValueType  # 3
+"""No work should be placed on it."""
+GPU_VERDICT_UNKNOWN: GpuVerdict.ValueType  # 4
+"""It is not read now, and nothing worse is known of it."""
+Global___GpuVerdict: _TypeAlias = GpuVerdict  # noqa: Y015
+
+class _RepairAction:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RepairActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RepairAction.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    REPAIR_ACTION_UNSPECIFIED: _RepairAction.ValueType  # 0
+    """Never sent."""
+    REPAIR_ACTION_NONE: _RepairAction.ValueType  # 1
+    """Nothing."""
+    REPAIR_ACTION_RESTART_APP: _RepairAction.ValueType  # 2
+    """Start the program again that met the fault."""
+    REPAIR_ACTION_DRAIN: _RepairAction.ValueType  # 3
+    """Let work end and place none, then look at what the reason names."""
+    REPAIR_ACTION_RESET_GPU: _RepairAction.ValueType  # 4
+    """Reset the GPU."""
+    REPAIR_ACTION_REBOOT: _RepairAction.ValueType  # 5
+    """Reboot the host."""
+    REPAIR_ACTION_RMA: _RepairAction.ValueType  # 6
+    """Inspect the hardware, replace it if that finds what the reason names."""
+
+class RepairAction(_RepairAction, metaclass=_RepairActionEnumTypeWrapper):
+    """What is to be done about a GPU; each includes those before it."""
+
+REPAIR_ACTION_UNSPECIFIED: RepairAction.ValueType  # 0
+"""Never sent."""
+REPAIR_ACTION_NONE: RepairAction.ValueType  # 1
+"""Nothing."""
+REPAIR_ACTION_RESTART_APP: RepairAction.ValueType  # 2
+"""Start the program again that met the fault."""
+REPAIR_ACTION_DRAIN: RepairAction.ValueType  # 3
+"""Let work end and place none, then look at what the reason names."""
+REPAIR_ACTION_RESET_GPU: RepairAction.ValueType  # 4
+"""Reset the GPU."""
+REPAIR_ACTION_REBOOT: RepairAction.ValueType  # 5
+"""Reboot the host."""
+REPAIR_ACTION_RMA: RepairAction.ValueType  # 6
+"""Inspect the hardware, replace it if that finds what the reason names."""
+Global___RepairAction: _TypeAlias = RepairAction  # noqa: Y015
+
 @_typing.final
 class Request(_message.Message):
     """What a client asks for. Whole GPUs (`gpus`, exclusive, all on one node) or a share of one GPU
@@ -381,6 +453,7 @@ class Process(_message.Message):
     ALLOCATION_ID_FIELD_NUMBER: _builtins.int
     STARTED_AT_FIELD_NUMBER: _builtins.int
     GPU_UUID_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
     pid: _builtins.int
     """The process id on the host."""
     user: _builtins.str
@@ -395,6 +468,10 @@ class Process(_message.Message):
     """When the process started, so that a reused PID is another process."""
     gpu_uuid: _builtins.str
     """The GPU that the context is on."""
+    @_builtins.property
+    def owner(self) -> Global___Owner:
+        """What it is part of; absent: nothing is known of it."""
+
     def __init__(
         self,
         *,
@@ -405,10 +482,11 @@ class Process(_message.Message):
         allocation_id: _builtins.str = ...,
         started_at: _builtins.float | None = ...,
         gpu_uuid: _builtins.str = ...,
+        owner: Global___Owner | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_memory_used_bytes", b"_memory_used_bytes", "_started_at", b"_started_at", "memory_used_bytes", b"memory_used_bytes", "started_at", b"started_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_memory_used_bytes", b"_memory_used_bytes", "_started_at", b"_started_at", "memory_used_bytes", b"memory_used_bytes", "owner", b"owner", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_memory_used_bytes", b"_memory_used_bytes", "_started_at", b"_started_at", "allocation_id", b"allocation_id", "command", b"command", "gpu_uuid", b"gpu_uuid", "memory_used_bytes", b"memory_used_bytes", "pid", b"pid", "started_at", b"started_at", "user", b"user"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_memory_used_bytes", b"_memory_used_bytes", "_started_at", b"_started_at", "allocation_id", b"allocation_id", "command", b"command", "gpu_uuid", b"gpu_uuid", "memory_used_bytes", b"memory_used_bytes", "owner", b"owner", "pid", b"pid", "started_at", b"started_at", "user", b"user"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__memory_used_bytes: _TypeAlias = _typing.Literal["memory_used_bytes"]  # noqa: Y015
     _WhichOneofArgType__memory_used_bytes: _TypeAlias = _typing.Literal["_memory_used_bytes", b"_memory_used_bytes"]  # noqa: Y015
@@ -420,6 +498,194 @@ class Process(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__started_at) -> _WhichOneofReturnType__started_at | None: ...
 
 Global___Process: _TypeAlias = Process  # noqa: Y015
+
+@_typing.final
+class Owner(_message.Message):
+    """What a process is part of. What is empty does not exist or cannot be seen."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UNIT_FIELD_NUMBER: _builtins.int
+    CONTAINER_ID_FIELD_NUMBER: _builtins.int
+    CONTAINER_RUNTIME_FIELD_NUMBER: _builtins.int
+    CONTAINER_NAME_FIELD_NUMBER: _builtins.int
+    POD_UID_FIELD_NUMBER: _builtins.int
+    POD_NAMESPACE_FIELD_NUMBER: _builtins.int
+    POD_NAME_FIELD_NUMBER: _builtins.int
+    SLURM_JOB_FIELD_NUMBER: _builtins.int
+    SLURM_STEP_FIELD_NUMBER: _builtins.int
+    unit: _builtins.str
+    """Of systemd, such as "jupyter.service"."""
+    container_id: _builtins.str
+    """As the runtime names it, whole."""
+    container_runtime: _builtins.str
+    """"docker", "containerd", "cri-o", "podman"."""
+    container_name: _builtins.str
+    """The container's name in its pod, or of itself."""
+    pod_uid: _builtins.str
+    """The kubelet's."""
+    pod_namespace: _builtins.str
+    """The pod's namespace."""
+    pod_name: _builtins.str
+    """The pod's name."""
+    slurm_job: _builtins.str
+    """SLURM_JOB_ID."""
+    slurm_step: _builtins.str
+    """SLURM_STEP_ID."""
+    def __init__(
+        self,
+        *,
+        unit: _builtins.str = ...,
+        container_id: _builtins.str = ...,
+        container_runtime: _builtins.str = ...,
+        container_name: _builtins.str = ...,
+        pod_uid: _builtins.str = ...,
+        pod_namespace: _builtins.str = ...,
+        pod_name: _builtins.str = ...,
+        slurm_job: _builtins.str = ...,
+        slurm_step: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["container_id", b"container_id", "container_name", b"container_name", "container_runtime", b"container_runtime", "pod_name", b"pod_name", "pod_namespace", b"pod_namespace", "pod_uid", b"pod_uid", "slurm_job", b"slurm_job", "slurm_step", b"slurm_step", "unit", b"unit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Owner: _TypeAlias = Owner  # noqa: Y015
+
+@_typing.final
+class Assignment(_message.Message):
+    """A GPU, or a part of one, that somebody else has handed out: it is not free, though it may be idle."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GPU_UUID_FIELD_NUMBER: _builtins.int
+    BY_FIELD_NUMBER: _builtins.int
+    HOLDER_FIELD_NUMBER: _builtins.int
+    MIG_DEVICE_UUID_FIELD_NUMBER: _builtins.int
+    gpu_uuid: _builtins.str
+    """The GPU, also where only a part of it is handed out."""
+    by: _builtins.str
+    """"kubelet" or "slurm"."""
+    holder: _builtins.str
+    """Who has it, for a person: "pod ml/train-0 (container trainer)"."""
+    mig_device_uuid: _builtins.str
+    """The MIG device; empty: all of the GPU, or not told."""
+    def __init__(
+        self,
+        *,
+        gpu_uuid: _builtins.str = ...,
+        by: _builtins.str = ...,
+        holder: _builtins.str = ...,
+        mig_device_uuid: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "gpu_uuid", b"gpu_uuid", "holder", b"holder", "mig_device_uuid", b"mig_device_uuid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Assignment: _TypeAlias = Assignment  # noqa: Y015
+
+@_typing.final
+class HealthFault(_message.Message):
+    """A fault that lasts. Times are on the node's clock."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHECK_FIELD_NUMBER: _builtins.int
+    CODE_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
+    ACTION_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    LAST_AT_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    check: _builtins.str
+    """What was looked at, stable for programs: "xid", "row_remap_failed", "gpu_lost", ..."""
+    code: _builtins.str
+    """Which of its kind: the Xid's number, the link; empty: there is one."""
+    verdict: Global___GpuVerdict.ValueType
+    """What this fault alone would make of the GPU."""
+    action: Global___RepairAction.ValueType
+    """What mends it."""
+    reason: _builtins.str
+    """One sentence: what was found, and by which rule that is bad."""
+    since: _builtins.float
+    """When it began."""
+    last_at: _builtins.float
+    """When it was seen last."""
+    count: _builtins.int
+    """How often it was seen since it began."""
+    def __init__(
+        self,
+        *,
+        check: _builtins.str = ...,
+        code: _builtins.str = ...,
+        verdict: Global___GpuVerdict.ValueType = ...,
+        action: Global___RepairAction.ValueType = ...,
+        reason: _builtins.str = ...,
+        since: _builtins.float = ...,
+        last_at: _builtins.float = ...,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "check", b"check", "code", b"code", "count", b"count", "last_at", b"last_at", "reason", b"reason", "since", b"since", "verdict", b"verdict"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HealthFault: _TypeAlias = HealthFault  # noqa: Y015
+
+@_typing.final
+class GpuHealth(_message.Message):
+    """The verdict on one GPU."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UUID_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
+    ACTION_FIELD_NUMBER: _builtins.int
+    CHECK_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    FAULTS_FIELD_NUMBER: _builtins.int
+    uuid: _builtins.str
+    """NVML's UUID."""
+    verdict: Global___GpuVerdict.ValueType
+    """The worst of its faults'."""
+    action: Global___RepairAction.ValueType
+    """What mends all of them."""
+    check: _builtins.str
+    """Of the worst fault; empty: healthy."""
+    reason: _builtins.str
+    """Of the worst fault; empty: healthy."""
+    since: _builtins.float
+    """Since when it is judged so, on the node's clock; absent: since it is known."""
+    @_builtins.property
+    def faults(self) -> _containers.RepeatedCompositeFieldContainer[Global___HealthFault]:
+        """Worst first."""
+
+    def __init__(
+        self,
+        *,
+        uuid: _builtins.str = ...,
+        verdict: Global___GpuVerdict.ValueType = ...,
+        action: Global___RepairAction.ValueType = ...,
+        check: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        since: _builtins.float | None = ...,
+        faults: _abc.Iterable[Global___HealthFault] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_since", b"_since", "since", b"since"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_since", b"_since", "action", b"action", "check", b"check", "faults", b"faults", "reason", b"reason", "since", b"since", "uuid", b"uuid", "verdict", b"verdict"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__since: _TypeAlias = _typing.Literal["since"]  # noqa: Y015
+    _WhichOneofArgType__since: _TypeAlias = _typing.Literal["_since", b"_since"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__since) -> _WhichOneofReturnType__since | None: ...
+
+Global___GpuHealth: _TypeAlias = GpuHealth  # noqa: Y015
 
 @_typing.final
 class MissingGpu(_message.Message):

@@ -1,26 +1,34 @@
 """Who may ask the agent for what: everybody may look, root and the agent's own user may act."""
 
 import os
+from dataclasses import replace
 
 import pytest
-from tests.support.node import Node
+from tests.support.node import Node, inventory, reading
 
 from stoker.agent.desk import LocalDesk
 from stoker.agent.driver import DriverError
 from stoker.agent.driver_host.frames import SimulatedDriver
 from stoker.agent.driver_host.link import DriverHost
-from stoker.agent.events import Event
+from stoker.agent.events import Event, InventoryRead, SampleTaken
 from stoker.agent.local import Caller
+from stoker.agent.owners import DeviceHolder, Owner
+from stoker.agent.readings import XidSeen
 from stoker.agent.sampler import Sampler
+from stoker.agent.verdicts import Verdict
+from stoker.core.errors import ExitCode
 from stoker.core.local import (
     AskProfilingPause,
     AskProfilingResume,
     AskRelease,
     AskResume,
+    AskSetHealthy,
     AskStatus,
+    HolderFacts,
     Refusal,
     Released,
     Request,
+    SetHealthy,
     Status,
 )
 from stoker.testing.clock import VirtualClock
@@ -31,7 +39,10 @@ ACTS: dict[str, Request] = {
     "resume": AskResume(),
     "profiling pause": AskProfilingPause(),
     "profiling resume": AskProfilingResume(),
+    "set-healthy": AskSetHealthy("0"),
 }
+HOLDER = DeviceHolder(4711, "ann", "python train.py", ("/dev/nvidia0",), Owner(slurm_job="12"))
+OURS = DeviceHolder(os.getpid(), "stoker", "stoker-agent", ("/dev/nvidia0",))
 
 
 def tell(**_state: str) -> None:
@@ -58,6 +69,9 @@ async def desk(node: Node, monkeypatch: pytest.MonkeyPatch) -> LocalDesk:
     async def saved() -> None:
         return None
 
+    async def holders() -> tuple[DeviceHolder, ...]:
+        return (OURS, HOLDER)
+
     sampler = Sampler(
         host,
         interval_seconds=1.0,
@@ -76,6 +90,7 @@ async def desk(node: Node, monkeypatch: pytest.MonkeyPatch) -> LocalDesk:
         happen=happen,
         let_go=let_go,
         saved=saved,
+        holders=holders,
         clock=clock,
     )
 
@@ -114,3 +129,35 @@ async def test_a_full_disk_is_said(desk: LocalDesk, node: Node) -> None:
     status = await desk.answer(AskStatus(), Caller(42, 0))
     assert isinstance(status, Status)
     assert status.release_unsaved == "no room"
+
+
+async def test_a_release_names_who_else_has_the_files_open(desk: LocalDesk) -> None:
+    answer = await desk.answer(AskRelease(), Caller(42, 0))
+    assert isinstance(answer, Released)
+    assert answer.users.holders == (
+        HolderFacts(4711, "ann", "python train.py", ("/dev/nvidia0",), "Slurm job 12"),
+    )
+
+
+async def test_a_gpu_is_said_to_be_well(desk: LocalDesk, node: Node) -> None:
+    xid = XidSeen(node.now, 79)
+    node.happen(SampleTaken(node.now, (replace(reading(0, node.now), xids=(xid,)),)))
+    assert [each.verdict for each in node.view.health] == [Verdict.UNHEALTHY, Verdict.HEALTHY]
+    status = await desk.answer(AskStatus(), Caller(42, SOMEBODY_UID))
+    assert isinstance(status, Status)
+    assert (status.gpus[0].verdict, status.gpus[0].action) == ("unhealthy", "reboot")
+    answer = await desk.answer(AskSetHealthy("GPU-0"), Caller(42, 0))
+    assert isinstance(answer, SetHealthy)
+    assert answer.forgotten == status.gpus[0].faults
+    assert [each.verdict for each in node.view.health] == [Verdict.HEALTHY, Verdict.HEALTHY]
+    again = await desk.answer(AskSetHealthy("0"), Caller(42, 0))
+    assert isinstance(again, SetHealthy)
+    assert again.forgotten == ()
+
+
+async def test_a_gpu_that_is_not_here_is_named(desk: LocalDesk, node: Node) -> None:
+    node.happen(InventoryRead(node.now, inventory(0)))
+    answer = await desk.answer(AskSetHealthy("7"), Caller(42, 0))
+    assert answer == Refusal(
+        "no GPU is called '7' here; there are 0 (GPU-0), 1 (GPU-1)", int(ExitCode.NOT_FOUND)
+    )

@@ -16,8 +16,8 @@ from stoker.agent.events import DriverChanged, InventoryRead, SampleTaken, Start
 from stoker.agent.facts import Fact, Rate
 from stoker.agent.metrics.exposition import openmetrics_text
 from stoker.agent.metrics.own import own_families
+from stoker.agent.metrics.row import LABELS_MAX
 from stoker.agent.metrics.snapshot import Durations, Snapshot
-from stoker.agent.metrics.table import LABELS_MAX
 from stoker.agent.model import DriverState, DriverStatus, NodeIdentity
 from stoker.agent.nvml.driver import NvmlDriver
 from stoker.agent.simulated.scenario import (
@@ -93,7 +93,7 @@ def sampled(shape: Shape) -> Snapshot:
     driver = NvmlDriver(table, simulated=True, now=lambda: world.now)
     driver.open()
     began = world.now
-    state = NodeState.restore((), IDENTITY)
+    state = NodeState((), IDENTITY)
     state.handle(Started(began), 0.0)
     state.handle(InventoryRead(began, driver.inventory()), 0.0)
     state.handle(DriverChanged(began, DriverStatus(DriverState.READING)), 0.0)

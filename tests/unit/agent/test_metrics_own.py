@@ -24,8 +24,9 @@ from tests.support.snapshots import (
 )
 
 from stoker.agent.facts import FACTS, Fact
+from stoker.agent.metrics.row import GPU_LABELS
 from stoker.agent.metrics.snapshot import Snapshot
-from stoker.agent.metrics.table import GPU_LABELS, RATE_OF, gpu_metric_name, mig_metric_name
+from stoker.agent.metrics.table import RATE_OF, gpu_metric_name, mig_metric_name
 from stoker.agent.model import (
     CollectorStatus,
     DriverState,

@@ -13,8 +13,9 @@ from stoker.agent.dcgm import fields as dcgm_fields
 from stoker.agent.facts import FACTS
 from stoker.agent.metrics.exporter import Pages
 from stoker.agent.metrics.exposition import FamilyKind
+from stoker.agent.metrics.row import LABELS_MAX, Metric
 from stoker.agent.metrics.snapshot import Snapshot
-from stoker.agent.metrics.table import LABEL_BOUNDS, LABELS_MAX, METRICS, MIG_FACTS, RATE_OF, Metric
+from stoker.agent.metrics.table import LABEL_BOUNDS, METRICS, MIG_FACTS, RATE_OF
 from stoker.agent.nvml import facts as nvml_facts
 from stoker.agent.nvml import gpm as nvml_gpm
 

@@ -4,17 +4,28 @@ import os
 import pwd
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from tests.support.proc_tree import BOOTED_AT, ProcTree
+from tests.support.waiting import until_true
 
-from stoker.agent.procfs import Stat, parse_boot_time, parse_stat, parse_variable, read
+from stoker.agent.helper.variables import ALLOCATION
+from stoker.agent.procfs import (
+    Stat,
+    parse_boot_time,
+    parse_stat,
+    parse_variable,
+    parse_variables,
+    read,
+)
 from stoker.agent.proctable import (
-    ALLOCATION,
     COMMAND_CHARACTERS_MAX,
+    REMEMBER_SECONDS,
     ProcessFacts,
     ProcTable,
     parse_command,
@@ -118,6 +129,138 @@ def test_a_pid_that_was_given_away_while_it_was_read_is_nobody(
     assert table.look_up(7) is None
 
 
+LISTED = ProcessReading("GPU-a", 7, "compute", 10, "as the driver calls it")
+GONE = ProcessFacts(7, "as the driver calls it")
+
+
+class Machine:
+    """A /proc of files, what is read there, and a clock."""
+
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.tree = ProcTree(root)
+        self.now = 100.0
+        self.read: list[str] = []  # since it was asked last
+        self.table = ProcTable(str(root), monotonic=lambda: self.now)
+        monkeypatch.setattr("stoker.agent.proctable.read", self._read)
+
+    def ask(self) -> ProcessFacts:
+        """Ask about process 7."""
+        self.read.clear()
+        return self.table.describe(LISTED)
+
+    def _read(self, path: str) -> bytes:
+        self.read.append(path)
+        return read(path)
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    return Machine(tmp_path / "proc", monkeypatch)
+
+
+def test_everything_that_proc_tells_of_a_process(machine: Machine) -> None:
+    environ = {"HOME": "/home/ann", ALLOCATION: "a-1", "SLURM_JOB_ID": "17", "SLURM_X": "y"}
+    machine.tree.start(7, cgroup="0::/a.service\n", environ=environ, command="python t.py")
+    assert machine.ask() == ProcessFacts(
+        pid=7,
+        command="python t.py",
+        started_at=BOOTED_AT + 5.0,
+        user=pwd.getpwuid(os.getuid()).pw_name,
+        allocation_id="a-1",
+        started_ticks=500,
+        cgroup="0::/a.service\n",
+        slurm={"SLURM_JOB_ID": "17"},
+    )
+
+
+def test_an_environment_that_may_not_be_read_is_not_an_empty_one(machine: Machine) -> None:
+    machine.tree.start(7, environ=None)
+    assert machine.ask().slurm is None
+    machine.tree.start(7, environ={"HOME": "/"})
+    assert machine.ask().slurm == {}
+
+
+def test_a_process_that_is_the_same_is_not_read_again_for_a_while(machine: Machine) -> None:
+    machine.tree.start(7, environ={ALLOCATION: "a-1"})
+    facts = machine.ask()
+    assert machine.read
+    for _ in range(3):
+        machine.now += REMEMBER_SECONDS / 4
+        assert machine.ask() is facts
+        assert machine.read == []
+    machine.now += REMEMBER_SECONDS / 4
+    assert machine.ask() is facts  # nothing has changed
+    assert machine.read
+
+
+def test_a_process_that_has_moved_to_another_cgroup_is_seen_after_a_while(machine: Machine) -> None:
+    machine.tree.start(7, cgroup="0::/a.service\n")
+    machine.ask()
+    (machine.tree.root / "7" / "cgroup").write_text("0::/b.service\n")
+    machine.now += REMEMBER_SECONDS
+    assert machine.ask().cgroup == "0::/b.service\n"
+
+
+def test_a_pid_that_was_given_away_is_another_process_at_once(machine: Machine) -> None:
+    machine.tree.start(7, environ={ALLOCATION: "a-1"}, ticks=500)
+    assert machine.ask().allocation_id == "a-1"
+    machine.tree.start(7, environ={ALLOCATION: "a-2"}, ticks=501)
+    assert machine.ask().allocation_id == "a-2"
+
+
+def test_a_process_that_has_ended_is_what_the_driver_tells_of_it(machine: Machine) -> None:
+    machine.tree.start(7)
+    machine.ask()
+    machine.tree.end(7)
+    assert machine.ask() == GONE
+
+
+def test_processes_that_use_no_gpu_any_more_are_forgotten(machine: Machine) -> None:
+    machine.tree.start(7)
+    machine.ask()
+    machine.table.remember_only({8})
+    machine.ask()
+    assert machine.read
+
+
+async def test_a_process_whose_memory_hangs_is_told_without_it(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stoker.agent.proctable.MEMORY_SECONDS_MAX", 0.05)
+    machine.tree.start(7, cgroup="0::/a.service\n", command="python t.py")
+    pipe = machine.tree.root / "7" / "cmdline"
+    pipe.unlink()
+    os.mkfifo(pipe)  # whoever opens it waits for somebody who writes
+    for _ in range(3):
+        hung = machine.ask()
+        assert (hung.command, hung.cgroup, hung.slurm) == ("[python]", "0::/a.service\n", None)
+        machine.table.remember_only({7})
+    assert machine.read.count(str(pipe)) == 0  # it is not asked again while it hangs
+    pipe.write_bytes(b"python\0t.py\0")
+    pipe.unlink()
+    pipe.write_bytes(b"python\0t.py\0")
+    await until_true("its command", lambda: machine.ask().command == "python t.py")
+
+
+def test_a_process_that_hangs_later_is_told_with_what_it_told_before(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stoker.agent.proctable.MEMORY_SECONDS_MAX", 30.0)
+    machine.tree.start(7, environ=None, command="python t.py")
+    pipe = machine.tree.root / "7" / "environ"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_bytes, args=(f"{ALLOCATION}=a-1\0".encode(),))
+    writer.start()
+    before = machine.ask()
+    writer.join()
+    assert (before.command, before.allocation_id) == ("python t.py", "a-1")
+    monkeypatch.setattr("stoker.agent.proctable.MEMORY_SECONDS_MAX", 0.05)
+    for _ in range(2):
+        machine.now += REMEMBER_SECONDS  # it is read anew, and nobody writes
+        assert machine.ask() == before
+    pipe.write_bytes(b"")  # lets the thread that waits go
+
+
 @pytest.mark.parametrize(
     ("text", "stat"),
     [
@@ -156,6 +299,12 @@ def test_command(text: bytes, command: str) -> None:
 )
 def test_variable(environ: bytes, value: str | None) -> None:
     assert parse_variable(environ, ALLOCATION) == value
+
+
+def test_variables() -> None:
+    environ = b"A=1\0B=x=y\0A=2\0C\0D=3\0\xff=4\0"
+    assert parse_variables(environ, {"A", "B", "C", "E"}) == {"A": "1", "B": "x=y"}
+    assert parse_variables(b"", {"A"}) == {}
 
 
 def test_a_proc_without_a_boot_time_is_refused() -> None:

@@ -185,7 +185,7 @@ class World:
     def start_node(self) -> None:
         self.processes += 1
         identity = NodeIdentity("n", "", "", True, "", {}, 1.0, f"process-{self.processes}")
-        self.state = NodeState.restore(tuple(self.disk), identity)
+        self.state = NodeState(tuple(self.disk), identity)
         self.saves: deque[SaveJournal] = deque()
         self.up: deque[Hello | Frame] = deque()
         self.down: deque[Event] = deque()

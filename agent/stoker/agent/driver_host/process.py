@@ -6,7 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar, assert_never, cast
 
 import msgspec
@@ -48,10 +48,13 @@ class Late(Exception):
         super().__init__(overdue.found)
 
 
-def spawn_host(source: DriverSource, agent: socket.socket, page: int) -> subprocess.Popen[bytes]:
+def spawn_host(
+    source: DriverSource, agent: socket.socket, page: int, *, keep: Sequence[int] = ()
+) -> subprocess.Popen[bytes]:
     """Start a driver host in a session of its own, so that a terminal's Ctrl-C is not for it.
 
-    The service manager's socket is not for it either: a stray message there would end the unit.
+    It has the descriptors `keep` open for as long as it lives. The service manager's socket is not
+    for it either: a stray message there would end the unit.
     """
     argv = [sys.executable, "-P", "-m", "stoker.agent.driver_host"]
     argv += [f"--socket={agent.fileno()}", f"--page={page}", f"--parent={os.getpid()}"]
@@ -60,7 +63,7 @@ def spawn_host(source: DriverSource, agent: socket.socket, page: int) -> subproc
         argv,
         env={name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"},
         stdout=subprocess.DEVNULL,
-        pass_fds=(agent.fileno(), page),
+        pass_fds=(agent.fileno(), page, *keep),
         new_session=True,
     )
 

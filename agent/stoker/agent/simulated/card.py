@@ -60,6 +60,10 @@ class Moment(NamedTuple):
     power_watts: float
 
 
+# Unix seconds.
+_LOADED_AT = 1_700_000_000.0
+
+
 class SimulatedCard:
     """One GPU of a simulated node. `advance` moves it in time, `carry` gives it work."""
 
@@ -82,6 +86,9 @@ class SimulatedCard:
         self.mig_enabled = False
         self.mig_devices: tuple[MigDevice, ...] = ()
         self.reload()
+        # The driver has been loaded for long, and another process that opens it does not load it
+        # anew: what this card has used by now is more than any process before can have told.
+        self.energy_joules = model.power_limit_watts * max(0.0, now - _LOADED_AT)
 
     def reload(self) -> None:
         """Begin all counters anew, as a driver does that is loaded."""

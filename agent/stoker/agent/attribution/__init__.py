@@ -1,0 +1,1 @@
+"""Whose a process is, and what of the GPUs others have handed out."""
