@@ -124,6 +124,23 @@ ROWS = {
     "uncordoned, and unknown": unknown(
         "Uncordon", fleet_pb2.UncordonRequest(node="node-z"), "node-z"
     ),
+    "a GPU cordoned, and unknown": unknown(
+        "Cordon", fleet_pb2.CordonRequest(node="node-a", reason="x", gpu_uuid="GPU-z"), "GPU-z"
+    ),
+    "a GPU uncordoned, and unknown": unknown(
+        "Uncordon", fleet_pb2.UncordonRequest(node="node-a", gpu_uuid="GPU-z"), "GPU-z"
+    ),
+    "drained, and unknown": unknown(
+        "Drain", fleet_pb2.DrainRequest(node="node-z", reason="broken"), "node-z"
+    ),
+    "drained without a reason": Row(
+        fleet_pb2.DrainRequest(node="node-a"), ["reason", "empty"], method="Drain"
+    ),
+    "drained with a grace that is none": Row(
+        fleet_pb2.DrainRequest(node="node-a", reason="x", grace_seconds=-1.0),
+        ["grace_seconds", "-1"],
+        method="Drain",
+    ),
 }
 
 
@@ -164,7 +181,7 @@ async def test_watch_beyond_the_newest_version_is_refused(fleet: AsyncFleet) -> 
 
 async def test_method_that_is_not_there_is_unimplemented(fleet: AsyncFleet) -> None:
     with pytest.raises(aio.AioRpcError) as caught:
-        await send(fleet.address, FLEET + "Drain", b"")
+        await send(fleet.address, FLEET + "Evict", b"")
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 

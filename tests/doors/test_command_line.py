@@ -61,6 +61,20 @@ ROWS = {
     "why of nothing": Row(["why"], USAGE, ["ID"]),
     "cordon of nobody": Row(["cordon", "node-z", "--reason", "x"], NOT_FOUND, ["node-z"]),
     "cordon without a reason": Row(["cordon", "node-a"], USAGE, ["--reason"]),
+    "cordon of a GPU that cannot be": Row(
+        ["cordon", "node-a", "--gpu", "first", "--reason", "x"], USAGE, ["--gpu", "first", "UUID"]
+    ),
+    "cordon of a GPU that is not there": Row(
+        ["cordon", "node-a", "--gpu", "7", "--reason", "x"], NOT_FOUND, ["GPU 7", "node-a", "0"]
+    ),
+    "cordon of a GPU of nobody": Row(
+        ["cordon", "node-z", "--gpu", "0", "--reason", "x"], NOT_FOUND, ["node-z"]
+    ),
+    "drain of nobody": Row(["drain", "node-z", "--reason", "x"], NOT_FOUND, ["node-z"]),
+    "drain without a reason": Row(["drain", "node-a"], USAGE, ["--reason"]),
+    "drain with a word for a grace": Row(
+        ["drain", "node-a", "--reason", "x", "--grace", "lunch"], USAGE, ["--grace", "lunch"]
+    ),
     "malformed address": Row(["--address", "a:b:c", "status"], USAGE, ["a:b:c", "HOST:PORT"]),
     "malformed address in a variable": Row(
         ["status"], USAGE, ["STOKER_ADDRESS", "::"], {"STOKER_ADDRESS": "::"}
@@ -93,6 +107,9 @@ ROWS = {
     "release for an age": Row(["agent", "release", "--for", "520000w"], USAGE, ["--for", "years"]),
     "profiler's pause for a word": Row(
         ["agent", "profiling", "pause", "--for", "lunch"], USAGE, ["--for", "lunch"]
+    ),
+    "faults of a GPU that cannot be": Row(
+        ["agent", "set-healthy", "all"], USAGE, ["GPU", "all", "UUID"]
     ),
     "agent of another machine": Row(
         ["--address", "10.0.0.1:7070", "agent", "release"], USAGE, ["--address", "--socket"]

@@ -213,6 +213,7 @@ class TinyAgent:
                 model=H100,
                 memory_total_bytes=80 * GIB,
                 index=i,
+                pci_bus_id=f"00000000:{i:02X}:00.0",
             )
             for i in range(gpus)
         ]
@@ -273,9 +274,11 @@ class TinyAgent:
         held: bool = False,
         refusals: Mapping[str, str] | None = None,
         processes: Sequence[types_pb2.Process] | None = None,
+        assignments: Sequence[types_pb2.Assignment] = (),
         driver: agent_pb2.DriverState.ValueType | None = None,
+        ill: Mapping[str, types_pb2.GpuHealth] | None = None,
     ) -> None:
-        """Send the next frame."""
+        """Send the next frame; with `ill`, the verdicts on all GPUs: those by UUID, else well."""
         self.sequence += 1
         frame = agent_pb2.Frame(
             sequence=self.sequence, at=time.time(), monotonic_seconds=self.monotonic()
@@ -291,8 +294,19 @@ class TinyAgent:
         if processes is not None:
             frame.processes.started_at = time.time()
             frame.processes.processes.extend(processes)
+            frame.processes.assignments.extend(assignments)
         if driver is not None:
             frame.driver.state = driver
+        if ill is not None:
+            well = {
+                gpu.uuid: types_pb2.GpuHealth(
+                    uuid=gpu.uuid,
+                    verdict=types_pb2.GPU_VERDICT_HEALTHY,
+                    action=types_pb2.REPAIR_ACTION_NONE,
+                )
+                for gpu in self.gpus
+            }
+            frame.health.gpus.extend((well | dict(ill)).values())
         await self.send(frame)
 
     async def send(self, frame: agent_pb2.Frame) -> None:

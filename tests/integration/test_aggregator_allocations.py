@@ -17,6 +17,7 @@ from tests.integration.aggregator_stage import (
     serving,
     wish,
 )
+from tests.support.pages import fetch_metrics, read_page, total
 from tests.support.waiting import until, until_true
 
 from stoker.v1 import fleet_pb2, types_pb2
@@ -274,6 +275,8 @@ async def test_node_that_refuses_ends_the_allocation(stage: Stage) -> None:
         await stage.becomes(granted.id, ENDED)
         ended = (await stage.allocations())[granted.id]
         assert ended.ended_reason == "refused by node n1: the journal is full"
+        page = read_page(await fetch_metrics(str(stage.aggregator.metrics_address)))
+        assert total(page, "stoker_allocation_holds_refused_total") == 1
 
 
 async def test_explain_tells_where_a_request_would_go(stage: Stage) -> None:

@@ -30,6 +30,7 @@ from stoker.aggregator import (
     wire_fleet,
 )
 from stoker.aggregator.control import Control
+from stoker.aggregator.cordoning import CordonPolicy
 from stoker.aggregator.decisions import Round
 from stoker.aggregator.events import DurableEvent, FrameArrived, NodeRegistered
 from stoker.aggregator.fleet import Fleet, Snapshot
@@ -46,6 +47,7 @@ from stoker.aggregator.model import (
 from stoker.aggregator.queueing import Kept
 from stoker.aggregator.sessions import AgentLink, ClockOffset
 from stoker.aggregator.store import StoredEvent
+from stoker.aggregator.verdicts import GpuCordon
 from stoker.aggregator.views import FleetView, GpuView
 from stoker.aggregator.wire import Hello
 from stoker.testing import machine
@@ -124,12 +126,55 @@ def foreign_processes_ignored(patch: Patch) -> None:
     real = views.view_gpu
 
     def view_gpu(
-        gpu: Gpu, claims: tuple[Claim, ...], held_for: Collection[str], status: NodeStatus
+        gpu: Gpu,
+        claims: tuple[Claim, ...],
+        held_for: Collection[str],
+        status: NodeStatus,
+        cordon: GpuCordon | None = None,
     ) -> GpuView:
         table = status.processes and replace(status.processes, processes=())
-        return real(gpu, claims, held_for, replace(status, processes=table))
+        return real(gpu, claims, held_for, replace(status, processes=table), cordon)
 
     patch.setattr(views, "view_gpu", view_gpu)
+
+
+def cordons_of_gpus_ignored(patch: Patch) -> None:
+    real = views.view_gpu
+
+    def view_gpu(
+        gpu: Gpu,
+        claims: tuple[Claim, ...],
+        held_for: Collection[str],
+        status: NodeStatus,
+        cordon: GpuCordon | None = None,
+    ) -> GpuView:
+        return real(gpu, claims, held_for, status)
+
+    patch.setattr(views, "view_gpu", view_gpu)
+
+
+def assignments_ignored(patch: Patch) -> None:
+    real = views.view_gpu
+
+    def view_gpu(
+        gpu: Gpu,
+        claims: tuple[Claim, ...],
+        held_for: Collection[str],
+        status: NodeStatus,
+        cordon: GpuCordon | None = None,
+    ) -> GpuView:
+        table = status.processes
+        blind = table and replace(table, assignments=(), assignments_unknown="")
+        return real(gpu, claims, held_for, replace(status, processes=blind), cordon)
+
+    patch.setattr(views, "view_gpu", view_gpu)
+
+
+def share_of_cordons_not_kept(patch: Patch) -> None:
+    def limit(self: CordonPolicy, gpus_total: int) -> int:
+        return gpus_total
+
+    patch.setattr(CordonPolicy, "limit", limit)
 
 
 def no_objection(plan: Plan, view: FleetView) -> str:
@@ -347,7 +392,7 @@ BUGS = (
         keep_alive_promised_while_the_lease_is_being_ended,
         "leases_run_their_time",
         faults=replace(
-            Faults.none(), aggregator_disk_slow=1.0, network=replace(NO_FAULTS, slow=0.5)
+            Faults.none(), aggregator_disk_slow=2.0, network=replace(NO_FAULTS, slow=1.0)
         ),
     ),
     planted(wishes_do_not_see_each_other, "InvalidTransition", "grants_fit_the_last_report"),
@@ -365,6 +410,7 @@ BUGS = (
         drop_confirmed_without_commands_done,
         "what_has_ended_is_held_by_nobody",
         "every_gpu_can_be_had_again",
+        "devices_were_looked_at_since_the_last_tenant",
     ),
     planted(released_without_waiting_for_the_node, "what_has_ended_is_held_by_nobody"),
     planted(processes_read_once_and_remembered, "devices_were_looked_at_since_the_last_tenant"),
@@ -385,7 +431,7 @@ BUGS = (
         faults=replace(
             Faults.none(),
             aggregator_disk_slow=1.0,
-            gpu_pulled=0.3,
+            mig_toggled=0.3,
             network=NetworkFaults(stream_breaks_per_message=0.08, slow=0.1),
         ),
     ),
@@ -404,6 +450,13 @@ BUGS = (
     ),
     planted(missing_gpus_never_back, "everybody_is_up_and_heard", "nobody_overtakes_the_queue"),
     planted(missing_gpus_taken_for_others, "acknowledged_frames_are_durable"),
+    planted(cordons_of_gpus_ignored, "grants_fit_the_last_report"),
+    planted(assignments_ignored, "grants_fit_the_last_report"),
+    planted(
+        share_of_cordons_not_kept,
+        "few_gpus_are_cordoned_for_their_health",
+        faults=replace(Faults.none(), xid_told=2.0),
+    ),
     planted(
         standstill_not_noticed,
         "what_is_kept_alive_does_not_expire",

@@ -20,6 +20,7 @@ HAPPENINGS = (
     *("aggregator starts", "frames", "acknowledged", "expired", "refused by node"),
     *("granted from the queue", "NodeRegistered", "NodeCordoned", "NodeUncordoned"),
     *("values shown", "missing: driver_timeout", "missing: gpu_lost"),
+    *("GpuHealthChanged", "GpuCordoned", "GpuUncordoned"),
     *("AllocationRequested", "AllocationGranted", "AllocationReleasing", "AllocationEnded"),
 )
 

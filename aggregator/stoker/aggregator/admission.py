@@ -23,6 +23,8 @@ def objection(plan: Plan, view: FleetView) -> str:
         gpu = gpus.get(device.uuid)
         if gpu is None:
             return f"GPU {device.uuid} is no longer on node {plan.node}"
+        if gpu.cordon is not None:
+            return f"GPU {device.uuid} on node {plan.node} is cordoned: {gpu.cordon.reason}"
         if device.exclusive and not gpu.is_free:
             return f"GPU {device.uuid} on node {plan.node} is no longer free"
         if not device.exclusive and gpu.room_bytes < device.memory_bytes:

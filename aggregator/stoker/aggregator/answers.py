@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from stoker.aggregator.fleet import Fleet
 from stoker.aggregator.ledger import Change
 from stoker.aggregator.model import Allocation, AllocationState, Claim, Node, NodeStatus
+from stoker.aggregator.verdicts import Condition
 from stoker.aggregator.wire_fleet import allocation_message, node_message
 from stoker.v1 import fleet_pb2, types_pb2
 
@@ -18,10 +19,13 @@ class NodeRow:
     status: NodeStatus
     claims: dict[str, tuple[Claim, ...]]
     fresh_until: float | None
+    conditions: dict[str, Condition]
 
     def message(self, now: float) -> fleet_pb2.Node:
         """Return the node as a message."""
-        return node_message(self.node, self.status, self.claims, self.fresh_until, now)
+        return node_message(
+            self.node, self.status, self.claims, self.fresh_until, now, self.conditions
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +48,9 @@ def node_row(fleet: Fleet, node: Node) -> NodeRow:
     """Return what a message about `node` is made of."""
     name = node.facts.name
     claims = {gpu.uuid: fleet.claims.get(gpu.uuid, ()) for gpu in node.facts.gpus}
-    return NodeRow(node, fleet.status(name), claims, fleet.fresh_until.get(name))
+    known = (fleet.conditions.get(gpu.uuid) for gpu in node.facts.gpus)
+    conditions = {each.uuid: each for each in known if each is not None}
+    return NodeRow(node, fleet.status(name), claims, fleet.fresh_until.get(name), conditions)
 
 
 def allocation_row(fleet: Fleet, allocation: Allocation) -> AllocationRow:

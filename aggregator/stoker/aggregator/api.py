@@ -19,20 +19,9 @@ from stoker.aggregator.answers import (
     change_message,
     node_row,
 )
-from stoker.aggregator.decisions import (
-    Allocate,
-    Cordon,
-    KeyReused,
-    Queued,
-    Refused,
-    Release,
-    Reply,
-    Settled,
-    Uncordon,
-    Unknown,
-    Wish,
-    consider,
-)
+from stoker.aggregator.api_upkeep import UpkeepService
+from stoker.aggregator.cordoning import CordonPolicy
+from stoker.aggregator.decisions import consider
 from stoker.aggregator.failures import (
     CallFailure,
     Context,
@@ -43,6 +32,7 @@ from stoker.aggregator.failures import (
     store_unavailable,
     version_too_old,
 )
+from stoker.aggregator.findings import Findings
 from stoker.aggregator.ledger import Ledger, WatchTooOld, WatchTooSlow
 from stoker.aggregator.limits import Malformed
 from stoker.aggregator.meters import Meters
@@ -53,6 +43,17 @@ from stoker.aggregator.wire_fleet import (
     read_id,
     read_request,
     refusals_message,
+)
+from stoker.aggregator.wishes import (
+    Allocate,
+    KeyReused,
+    Queued,
+    Refused,
+    Release,
+    Reply,
+    Settled,
+    Unknown,
+    Wish,
 )
 from stoker.core.clock import Clock
 from stoker.core.errors import StoreError, shown
@@ -83,8 +84,19 @@ class FleetService:
     """The service; every method raises CallFailure, Malformed or nothing."""
 
     def __init__(
-        self, ledger: Ledger, wishes: Wishes, meters: Meters, clock: Clock, version: str
+        self,
+        ledger: Ledger,
+        wishes: Wishes,
+        meters: Meters,
+        clock: Clock,
+        version: str,
+        policy: CordonPolicy | None = None,
+        findings: Findings | None = None,
     ) -> None:
+        """`policy` and `findings` are those that the control loop goes by."""
+        self._upkeep = UpkeepService(
+            ledger, self._wish, clock, policy or CordonPolicy(), findings or Findings()
+        )
         self._ledger = ledger
         self._fleet = ledger.fleet
         self._wishes = wishes
@@ -103,8 +115,7 @@ class FleetService:
             "ListNodes": self.list_nodes,
             "ListAllocations": self.list_allocations,
             "Watch": self.watch,
-            "Cordon": self.cordon,
-            "Uncordon": self.uncordon,
+            **self._upkeep.methods(),
         }
 
     # --- allocations
@@ -225,25 +236,6 @@ class FleetService:
             answer.nodes.extend(row.message(now) for row in part)
             await asyncio.sleep(0)
         return answer
-
-    async def cordon(
-        self, message: fleet_pb2.CordonRequest, context: Context
-    ) -> fleet_pb2.CordonResponse:
-        """Place nothing more on a node."""
-        name = limits.dns_name(message.node, "node")
-        reason = limits.text(message.reason, "reason", limits.REASON_BYTES_MAX, required=True)
-        if isinstance(await self._wish(Cordon(name, reason)), Unknown):
-            raise not_found(f"node {name}")
-        return fleet_pb2.CordonResponse(node=self._node_message(name))
-
-    async def uncordon(
-        self, message: fleet_pb2.UncordonRequest, context: Context
-    ) -> fleet_pb2.UncordonResponse:
-        """Place on a node again."""
-        name = limits.dns_name(message.node, "node")
-        if isinstance(await self._wish(Uncordon(name)), Unknown):
-            raise not_found(f"node {name}")
-        return fleet_pb2.UncordonResponse(node=self._node_message(name))
 
     # --- both
 
@@ -383,9 +375,6 @@ class FleetService:
 
     def _node_rows(self) -> list[NodeRow]:
         return [node_row(self._fleet, node) for node in self._fleet.nodes.values()]
-
-    def _node_message(self, name: str) -> fleet_pb2.Node:
-        return node_row(self._fleet, self._fleet.nodes[name]).message(self._clock.now())
 
     async def _within(self, seconds: float, waiting: Awaitable[object]) -> None:
         """Wait for `waiting`, at most so long."""

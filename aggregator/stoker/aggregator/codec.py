@@ -10,6 +10,9 @@ from stoker.aggregator.fleet import Snapshot
 # One part of a snapshot is written in one go between two commits, so it must be small.
 OBJECTS_PER_PART = 500
 
+# Those of a snapshot that are cut into parts.
+_TABLES = ("nodes", "allocations", "conditions", "failures")
+
 _DECODERS = {name: msgspec.json.Decoder(kind) for name, kind in KINDS.items()}
 _SNAPSHOT = msgspec.json.Decoder(Snapshot)
 _ENCODER = msgspec.json.Encoder()
@@ -37,21 +40,20 @@ def decode_event(kind: str, payload: str) -> DurableEvent:
 
 def encode_snapshot(snapshot: Snapshot) -> Iterator[str]:
     """Yield the snapshot in parts; there are `count_parts` of them."""
-    nodes, allocations = snapshot.nodes, snapshot.allocations
-    for start in range(0, len(nodes), OBJECTS_PER_PART):
-        part = Snapshot(snapshot.version, nodes[start : start + OBJECTS_PER_PART], ())
-        yield _ENCODER.encode(part).decode()
-    for start in range(0, len(allocations), OBJECTS_PER_PART):
-        part = Snapshot(snapshot.version, (), allocations[start : start + OBJECTS_PER_PART])
-        yield _ENCODER.encode(part).decode()
-    if not nodes and not allocations:
-        yield _ENCODER.encode(snapshot).decode()
+    is_empty = True
+    for name in _TABLES:
+        rows = getattr(snapshot, name)
+        for start in range(0, len(rows), OBJECTS_PER_PART):
+            part = {name: rows[start : start + OBJECTS_PER_PART]}
+            yield _encoded(Snapshot(snapshot.version, **{"nodes": (), "allocations": (), **part}))
+            is_empty = False
+    if is_empty:
+        yield _encoded(snapshot)
 
 
 def count_parts(snapshot: Snapshot) -> int:
     """Return how many parts `encode_snapshot` yields."""
-    parts = -(-len(snapshot.nodes) // OBJECTS_PER_PART)
-    parts += -(-len(snapshot.allocations) // OBJECTS_PER_PART)
+    parts = sum(-(-len(getattr(snapshot, name)) // OBJECTS_PER_PART) for name in _TABLES)
     return max(1, parts)
 
 
@@ -65,4 +67,10 @@ def decode_snapshot(version: int, parts: Iterable[str]) -> Snapshot:
         version,
         tuple(node for piece in pieces for node in piece.nodes),
         tuple(allocation for piece in pieces for allocation in piece.allocations),
+        tuple(condition for piece in pieces for condition in piece.conditions),
+        tuple(failure for piece in pieces for failure in piece.failures),
     )
+
+
+def _encoded(snapshot: Snapshot) -> str:
+    return _ENCODER.encode(snapshot).decode()

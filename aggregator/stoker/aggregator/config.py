@@ -2,14 +2,18 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from stoker.aggregator.conditions import FAILURES_KEPT_SECONDS
+from stoker.aggregator.cordoning import CordonAt, CordonPolicy
+from stoker.aggregator.lemons import LemonPolicy
 from stoker.core import config
 from stoker.core.addresses import Address, parse_address
 from stoker.core.config import option, section
 from stoker.core.daemons import LogLevel, check_reach, default_data_dir
 
+DAY_SECONDS = 86_400.0
 ENVIRONMENT_PREFIX = "STOKER_AGGREGATOR_"
 
 
@@ -19,6 +23,42 @@ class MetricsConfig:
 
     listen: str = option(
         "127.0.0.1:9411", "Address of the page for Prometheus; port 0 takes a free one."
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HealthConfig:
+    """What is done about GPUs that are not well."""
+
+    cordon_at: CordonAt = option(
+        CordonAt.UNHEALTHY,
+        "From which verdict on a GPU is cordoned by itself; degraded: also where it is to be "
+        "drained or more.",
+    )
+    cordon_share_max: float = option(
+        0.2,
+        "Never more than this share of all GPUs is cordoned by itself at one time.",
+        minimum=0.0,
+        maximum=1.0,
+    )
+    cordon_gpus_min: int = option(
+        1,
+        "So many GPUs may be cordoned by themselves however small the fleet; with this and the "
+        "share at 0 none is.",
+        minimum=0,
+        maximum=1_000_000,
+    )
+    uncordon_after_seconds: float = option(
+        60.0,
+        "A GPU that was cordoned by itself is used again when it was well for so long.",
+        minimum=0.0,
+        maximum=30 * DAY_SECONDS,
+    )
+    lemon_days: float = option(
+        30.0,
+        "Failures of so many days tell a card or a slot that keeps failing.",
+        minimum=1.0,
+        maximum=FAILURES_KEPT_SECONDS / DAY_SECONDS,
     )
 
 
@@ -37,6 +77,7 @@ class AggregatorConfig:
     )
     log_level: LogLevel = option(LogLevel.INFO, "What is worth a line in the log.")
     metrics: MetricsConfig = section(MetricsConfig)
+    health: HealthConfig = section(HealthConfig)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +88,8 @@ class Settings:
     metrics_listen: Address
     data_dir: Path
     log_level: LogLevel = LogLevel.INFO
+    cordoning: CordonPolicy = field(default_factory=CordonPolicy)
+    lemons: LemonPolicy = field(default_factory=LemonPolicy)
 
 
 def load(file: Path | None, environ: Mapping[str, str], flags: Mapping[str, object]) -> Settings:
@@ -64,6 +107,13 @@ def settle(written: AggregatorConfig, environ: Mapping[str, str], *, is_root: bo
         ),
         data_dir=written.data_dir or default_data_dir("aggregator", environ, is_root=is_root),
         log_level=written.log_level,
+        cordoning=CordonPolicy(
+            cordon_at=written.health.cordon_at,
+            share_max=written.health.cordon_share_max,
+            gpus_min=written.health.cordon_gpus_min,
+            uncordon_after_seconds=written.health.uncordon_after_seconds,
+        ),
+        lemons=LemonPolicy(window_seconds=written.health.lemon_days * DAY_SECONDS),
     )
 
 

@@ -17,11 +17,18 @@ from typing import Protocol, assert_never
 
 from stoker.aggregator import events as e
 from stoker.aggregator.commands import difference
-from stoker.aggregator.decisions import Reply, Round, Wish, next_due
+from stoker.aggregator.cordoning import CordonPolicy
+from stoker.aggregator.decisions import Round, next_due
+from stoker.aggregator.findings import Findings
 from stoker.aggregator.ledger import Ledger
 from stoker.aggregator.meters import Meters
 from stoker.aggregator.model import Command
 from stoker.aggregator.queueing import Hosts
+from stoker.aggregator.upkeep import CordonWatch
+from stoker.aggregator.wishes import (
+    Reply,
+    Wish,
+)
 from stoker.core.clock import Clock
 from stoker.core.errors import StoreError
 
@@ -33,6 +40,8 @@ GATHER_SECONDS = 0.005
 WISHES_PER_ROUND = 64
 # The queue is served at most so often: it costs a look at the whole fleet per waiting request.
 SERVE_SECONDS_MIN = 0.05
+# How often the GPUs of one allocation are compared with each other.
+OBSERVE_SECONDS = 10.0
 # A loop that has not come round for so long is stuck: in the disk, most likely.
 STUCK_SECONDS = 3.0
 # A loop that saw no time for so long stood still, as under SIGSTOP or in a VM that was paused: the
@@ -70,12 +79,24 @@ class _Asked:
 class Control:
     """The loop; `run` must be running for wishes to be answered."""
 
-    def __init__(self, ledger: Ledger, streams: Streams, meters: Meters, clock: Clock) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        streams: Streams,
+        meters: Meters,
+        clock: Clock,
+        policy: CordonPolicy | None = None,
+        findings: Findings | None = None,
+    ) -> None:
+        """`policy`: when GPUs are cordoned for their health; `findings`: who notices what else."""
         self._ledger = ledger
         self._streams = streams
         self._meters = meters
         self._clock = clock
         self._hosts = Hosts()
+        self._watch = CordonWatch(policy or CordonPolicy())
+        self._findings = findings or Findings()
+        self._observed_at = float("-inf")  # monotonic
         self._asked: deque[_Asked] = deque()
         self._wake = asyncio.Event()
         self._gathering: asyncio.TimerHandle | None = None
@@ -137,7 +158,10 @@ class Control:
         while True:
             self._wake.set()
             await self._clock.sleep(TICK_SECONDS)
-            self._look_at_clock()  # also while a commit keeps the loop waiting
+            now = self._look_at_clock()  # also while a commit keeps the loop waiting
+            if self._clock.monotonic() - self._observed_at >= OBSERVE_SECONDS:
+                self._observed_at = self._clock.monotonic()
+                self._findings.observe(self._ledger.fleet, now)
 
     def _look_at_clock(self) -> float:
         """Return the time, before something is decided by it.
@@ -173,7 +197,7 @@ class Control:
         if self._failure is not None:
             return False
         fleet = self._ledger.fleet
-        due_at = next_due(fleet)
+        due_at = next_due(fleet, self._watch)
         is_due = due_at is not None and due_at <= now
         return is_due or bool(fleet.unreconciled) or self._is_queue_due()
 
@@ -216,7 +240,7 @@ class Control:
         """Decide, store, answer, command; without `nodes` decide on the wishes only."""
         fleet = self._ledger.fleet
         now = self._look_at_clock()
-        a_round = Round(fleet, now, self._new_id, self._hosts)
+        a_round = Round(fleet, now, self._new_id, self._hosts, self._watch)
         served_version = self._served_version
         if nodes is not None:
             a_round.housekeep(nodes)
@@ -290,6 +314,10 @@ class Control:
                     e.NodeRegistered()
                     | e.NodeCordoned()
                     | e.NodeUncordoned()
+                    | e.GpuHealthChanged()
+                    | e.GpuForgotten()
+                    | e.GpuCordoned()
+                    | e.GpuUncordoned()
                     | e.AllocationRequested()
                     | e.AllocationsForgotten()
                 ):

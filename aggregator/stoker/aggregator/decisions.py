@@ -6,7 +6,6 @@ Nothing here waits or writes.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import assert_never
 
 from stoker.aggregator import commands
@@ -26,6 +25,29 @@ from stoker.aggregator.model import (
 )
 from stoker.aggregator.placement import explain, find_place
 from stoker.aggregator.queueing import Hosts, Kept, Shape, kept_ahead_of, shape_of
+from stoker.aggregator.upkeep import (
+    CordonWatch,
+    cordons,
+    drained,
+    judgements,
+    next_drain,
+    review_of,
+)
+from stoker.aggregator.verdicts import Verdict
+from stoker.aggregator.wishes import (
+    Allocate,
+    Cordon,
+    Drain,
+    KeyReused,
+    Queued,
+    Refused,
+    Release,
+    Reply,
+    Settled,
+    Uncordon,
+    Unknown,
+    Wish,
+)
 from stoker.core.units import format_duration
 
 # A waiting request whose client is gone keeps its place so long, for a client that dials again.
@@ -38,79 +60,6 @@ REMEMBERED_MAX = 10_000
 # when the oldest is so much too old.
 FORGOTTEN_AT_ONCE = 500
 FORGOTTEN_LATE_SECONDS = 3_600.0
-
-
-@dataclass(frozen=True, slots=True)
-class Allocate:
-    """Grant the request; when that cannot be now and `wait_seconds` is above 0, queue it."""
-
-    request: Request
-    idempotency_key: str = ""
-    wait_seconds: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Release:
-    """Give the allocation up, or leave the queue; what is over stays as it is."""
-
-    id: str
-    reason: str = "released"
-
-
-@dataclass(frozen=True, slots=True)
-class Cordon:
-    """Place nothing more on the node."""
-
-    node: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Uncordon:
-    """Place on the node again."""
-
-    node: str
-
-
-Wish = Allocate | Release | Cordon | Uncordon
-
-
-@dataclass(frozen=True, slots=True)
-class Settled:
-    """The wish holds: the named allocation or node stands as the ledger now says."""
-
-    id: str
-
-
-@dataclass(frozen=True, slots=True)
-class Queued:
-    """The request waits under this id."""
-
-    id: str
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """The request cannot be placed now."""
-
-    refusals: Refusals
-
-
-@dataclass(frozen=True, slots=True)
-class KeyReused:
-    """The idempotency key stands for another request, the one of this allocation."""
-
-    id: str
-
-
-@dataclass(frozen=True, slots=True)
-class Unknown:
-    """There is no allocation or node of that name."""
-
-    what: str
-
-
-Reply = Settled | Queued | Refused | KeyReused | Unknown
 
 
 def consider(
@@ -126,18 +75,22 @@ def consider(
     return plan or explain(request, view, kept.nodes, kept.ahead_of(request))
 
 
-def next_due(fleet: Fleet) -> float | None:
-    """Return when `Round.housekeep` has something to do though nothing happens; None: never."""
+def next_due(fleet: Fleet, watch: CordonWatch | None = None) -> float | None:
+    """Return when `Round.housekeep` has something to do though nothing happens; None: never.
+
+    `watch` is the one that rounds are given; without one, cordons are nobody's business.
+    """
     times = [at + WAITER_GRACE_SECONDS for at in fleet.detached_since.values()]
-    deadline = fleet.next_deadline()
-    return min(times if deadline is None else [*times, deadline], default=None)
+    cordons_at = None if watch is None else watch.next_due(fleet)
+    others = (fleet.next_deadline(), next_drain(fleet), cordons_at)
+    return min([*times, *(at for at in others if at is not None)], default=None)
 
 
 class Round:
     """One round over a draft; `events` are what is to be stored, in order.
 
-    A round is decided and its events are applied before the next one begins. `hosts` may be kept
-    from round to round, for one and the same fleet.
+    A round is decided and its events are applied before the next one begins. `hosts` and `watch`
+    may be kept from round to round, for one and the same fleet.
     """
 
     def __init__(
@@ -146,8 +99,10 @@ class Round:
         now: float,
         new_id: Callable[[], str],
         hosts: Hosts | None = None,
+        watch: CordonWatch | None = None,
     ) -> None:
         self._fleet = fleet
+        self._watch = watch or CordonWatch()
         self._draft = fleet.draft()
         self._now = now
         self._new_id = new_id
@@ -164,25 +119,16 @@ class Round:
                 return self._allocate(wish)
             case Release(id_, reason):
                 return self._release(id_, reason)
-            case Cordon(node, reason):
-                known = self._draft.nodes.get(node)
-                if known is None:
-                    return Unknown(f"node {node}")
-                if known.cordoned != reason:
-                    self._happen(e.NodeCordoned(self._now, node, reason))
-                return Settled(node)
-            case Uncordon(node):
-                known = self._draft.nodes.get(node)
-                if known is None:
-                    return Unknown(f"node {node}")
-                if known.cordoned is not None:
-                    self._happen(e.NodeUncordoned(self._now, node))
-                return Settled(node)
+            case Cordon() | Drain():
+                return self._cordon(wish)
+            case Uncordon():
+                return self._uncordon(wish)
             case _:
                 assert_never(wish)
 
     def housekeep(self, nodes: set[str]) -> None:
-        """Do what is due: leases that ran out, waits that are over, reports of `nodes`, forgetting.
+        """Do what is due: leases that ran out, waits that are over, reports of `nodes`, cordons by
+        health, drains, forgetting.
 
         It goes by what is due in the fleet below, less what this round has settled before.
         """
@@ -195,6 +141,11 @@ class Round:
         self._end_waits()
         for name in sorted(nodes):
             self._reconcile(name)
+            for event in list(judgements(self._draft, name, self._now)):
+                self._happen(event)
+        self._tend_cordons()
+        for event in list(drained(self._draft, self._now)):
+            self._happen(event)
         self._forget()
 
     def serve_queue(self) -> None:
@@ -253,6 +204,66 @@ class Round:
                 assert_never(known.state)
         return Settled(id_)
 
+    def _cordon(self, wish: Cordon | Drain) -> Reply:
+        node = self._named(wish)
+        if isinstance(node, Unknown):
+            return node
+        if not wish.gpu_uuid:
+            drain_at = self._drain_at(wish, node.drain_at)
+            if (node.cordoned, node.drain_at) != (wish.reason, drain_at):
+                self._happen(e.NodeCordoned(self._now, wish.node, wish.reason, drain_at))
+            return Settled(wish.node)
+        # An operator's cordon takes the place of one by health, and stays when that is well again.
+        standing = self._draft.conditions.cordon_of(wish.gpu_uuid)
+        before = None if standing is None or standing.by_health else standing
+        drain_at = self._drain_at(wish, before.drain_at if before else None)
+        if before is None or (before.reason, before.drain_at) != (wish.reason, drain_at):
+            cordoned = e.GpuCordoned(
+                self._now, wish.node, wish.gpu_uuid, wish.reason, by_health=False, drain_at=drain_at
+            )
+            self._happen(cordoned)
+        return Settled(wish.node)
+
+    def _uncordon(self, wish: Uncordon) -> Reply:
+        node = self._named(wish)
+        if isinstance(node, Unknown):
+            return node
+        if not wish.gpu_uuid:
+            if node.cordoned is not None:
+                self._happen(e.NodeUncordoned(self._now, wish.node))
+            return Settled(wish.node)
+        condition = self._draft.conditions.get(wish.gpu_uuid)
+        if condition is not None and condition.cordon is not None:
+            health = condition.health
+            is_ill = health is not None and health.verdict is not Verdict.HEALTHY
+            fault = health.fault if health is not None and is_ill else None
+            uncordoned = e.GpuUncordoned(
+                self._now, wish.node, wish.gpu_uuid, by_health=False, acknowledged=fault
+            )
+            self._happen(uncordoned)
+        return Settled(wish.node)
+
+    def _named(self, wish: Cordon | Drain | Uncordon) -> Node | Unknown:
+        """Return the node that the wish names, if the GPU that it names is of that node."""
+        node = self._draft.nodes.get(wish.node)
+        if node is None:
+            return Unknown(f"node {wish.node}")
+        condition = self._draft.conditions.get(wish.gpu_uuid)
+        # Also one that was taken out and is cordoned still.
+        is_told_of = condition is not None and condition.node == wish.node
+        gpus = node.facts.gpus
+        if not wish.gpu_uuid or is_told_of or any(gpu.uuid == wish.gpu_uuid for gpu in gpus):
+            return node
+        has = ", ".join(f"{gpu.uuid} (GPU {gpu.index})" for gpu in gpus)
+        what = f"GPU {wish.gpu_uuid} of node {wish.node}"
+        return Unknown(what, f"it has {has or 'no GPUs'}")
+
+    def _drain_at(self, wish: Cordon | Drain, before: float | None) -> float | None:
+        """Return when what is held ends; a cordon leaves a drain that is under way as it is."""
+        if isinstance(wish, Cordon):
+            return before
+        return None if wish.grace_seconds is None else self._now + wish.grace_seconds
+
     def _grant(
         self, id_: str, request: Request, key: str, plan: Plan, waited: Allocation | None
     ) -> None:
@@ -280,6 +291,17 @@ class Round:
         return self._refusals[known]
 
     # --- housekeeping
+
+    def _tend_cordons(self) -> None:
+        if not self._watch.is_due(self._draft, self._now):
+            return
+        found = review_of(self._draft, self._watch.policy, self._now)
+        for event in cordons(found, self._now):
+            self._happen(event)
+        # What this round changes is looked at once more when it is stored, or was not.
+        version = self._draft.conditions.version
+        if version == self._fleet.conditions.version:
+            self._watch.version, self._watch.due_at = version, found.due_at
 
     def _end_waits(self) -> None:
         reasons: dict[tuple[Shape, int], str] = {}  # many that wait for the same may end at once

@@ -15,6 +15,7 @@ from stoker.aggregator.model import (
     NodeFacts,
     Request,
 )
+from stoker.aggregator.verdicts import FaultId, GpuHealth
 
 # --- durable
 
@@ -29,11 +30,12 @@ class NodeRegistered:
 
 @dataclass(frozen=True, slots=True)
 class NodeCordoned:
-    """No new allocation goes to the node."""
+    """No new allocation goes to the node; with `drain_at`, what it holds then is released."""
 
     at: float
     node: str
     reason: str
+    drain_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,53 @@ class NodeUncordoned:
 
     at: float
     node: str
+
+
+@dataclass(frozen=True, slots=True)
+class GpuHealthChanged:
+    """A node judges a GPU otherwise than before, or has it in another slot (a PCI address)."""
+
+    at: float
+    node: str
+    uuid: str
+    slot: str
+    health: GpuHealth
+
+
+@dataclass(frozen=True, slots=True)
+class GpuForgotten:
+    """A GPU is on no node any more, and no node tells of it: the card was taken out."""
+
+    at: float
+    node: str
+    uuid: str
+
+
+@dataclass(frozen=True, slots=True)
+class GpuCordoned:
+    """No new allocation goes to the GPU; with `drain_at`, what it holds then is released."""
+
+    at: float
+    node: str
+    uuid: str
+    reason: str
+    by_health: bool  # otherwise by an operator
+    drain_at: float | None = None
+    fault: FaultId | None = None  # for which it was done by health
+
+
+@dataclass(frozen=True, slots=True)
+class GpuUncordoned:
+    """The GPU takes allocations again.
+
+    `acknowledged` is the fault that an operator knows of: it is no reason to cordon it again.
+    """
+
+    at: float
+    node: str
+    uuid: str
+    by_health: bool  # otherwise by an operator
+    acknowledged: FaultId | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +158,10 @@ DurableEvent = (
     NodeRegistered
     | NodeCordoned
     | NodeUncordoned
+    | GpuHealthChanged
+    | GpuForgotten
+    | GpuCordoned
+    | GpuUncordoned
     | AllocationRequested
     | AllocationGranted
     | AllocationAdopted
@@ -123,6 +176,10 @@ KINDS: dict[str, type[DurableEvent]] = {
         NodeRegistered,
         NodeCordoned,
         NodeUncordoned,
+        GpuHealthChanged,
+        GpuForgotten,
+        GpuCordoned,
+        GpuUncordoned,
         AllocationRequested,
         AllocationGranted,
         AllocationAdopted,
@@ -189,8 +246,8 @@ class KeptAlive:
 class Recovered:
     """The aggregator started from its store, or has stood still: nobody could be heard meanwhile.
 
-    Every lease gets its full TTL from here. Comes after everything that was stored has been applied
-    and before anything is decided.
+    Every lease gets its full TTL from here, and no GPU counts as well for longer. Comes after
+    everything that was stored has been applied and before anything is decided.
     """
 
     at: float

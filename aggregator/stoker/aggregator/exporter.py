@@ -11,19 +11,19 @@ import concurrent.futures
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 
 from prometheus_client import start_http_server
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from stoker.aggregator.fleet import INTERVALS_FRESH, Fleet
+from stoker.aggregator.fleet import INTERVALS_FRESH
+from stoker.aggregator.health_metrics import health_metrics
 from stoker.aggregator.meters import Meters
-from stoker.aggregator.model import AllocationState, DriverState, GpuSample, NodeStatus
-from stoker.aggregator.views import GpuView, NodeView
+from stoker.aggregator.model import AllocationState, DriverState, GpuSample
+from stoker.aggregator.picture import Picture
+from stoker.aggregator.views import GpuView
 from stoker.aggregator.wire_fleet import fresh_sample, node_state
 from stoker.core.addresses import Address
-from stoker.core.clock import Clock
 from stoker.core.errors import InUse
 from stoker.v1 import fleet_pb2
 
@@ -57,39 +57,20 @@ _GAUGES: Mapping[str, tuple[str, Callable[[GpuSample], float | None]]] = {
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """The fleet at one instant."""
-
-    now: float
-    nodes: Mapping[str, NodeView]
-    statuses: Mapping[str, NodeStatus]
-    fresh_until: Mapping[str, float]
-    allocations: Mapping[AllocationState, int]
-    version: int
-
-
-def take_picture(fleet: Fleet, now: float) -> Picture:
-    """Return the fleet as it is; what it consists of never changes, so any thread may read it."""
-    view = fleet.view(now)
-    return Picture(
-        now=now,
-        nodes=dict(view.nodes),
-        statuses=dict(fleet.statuses),
-        fresh_until=dict(view.fresh_until),
-        allocations=Counter(allocation.state for allocation in fleet.allocations.values()),
-        version=fleet.version,
-    )
-
-
 class Exporter:
     """The page under `/metrics`, served by threads of its own."""
 
     def __init__(
-        self, address: Address, fleet: Fleet, meters: Meters, clock: Clock, version: str
+        self,
+        address: Address,
+        take: Callable[[], Picture],
+        meters: Meters,
+        version: str,
     ) -> None:
-        """Listen; raises InUse when the port is taken or the address is not ours."""
-        collector = FleetCollector(_picture_of(fleet, clock), version)
+        """Listen; `take` is called in the event loop. Raises InUse when the port is taken or the
+        address is not ours.
+        """
+        collector = FleetCollector(_in_the_loop(take), version)
         meters.registry.register(collector)
         try:
             self._server, self._thread = start_http_server(
@@ -127,17 +108,18 @@ class FleetCollector(Collector):
         if picture is not None:
             yield from _node_metrics(picture)
             yield from _gpu_metrics(picture)
+            yield from health_metrics(picture)
             yield from _allocation_metrics(picture)
 
 
-def _picture_of(fleet: Fleet, clock: Clock) -> Callable[[], Picture | None]:
+def _in_the_loop(take: Callable[[], Picture]) -> Callable[[], Picture | None]:
     loop = asyncio.get_running_loop()
 
-    async def take() -> Picture:
-        return take_picture(fleet, clock.now())
+    async def taken() -> Picture:
+        return take()
 
     def ask() -> Picture | None:
-        picture = asyncio.run_coroutine_threadsafe(take(), loop)
+        picture = asyncio.run_coroutine_threadsafe(taken(), loop)
         try:
             return picture.result(PICTURE_SECONDS)
         except concurrent.futures.TimeoutError:
@@ -211,8 +193,8 @@ def _gpu_metrics(picture: Picture) -> Iterator[Metric]:
             missing.add_metric((name, error_kind), number)
     states = GaugeMetricFamily(
         "stoker_fleet_gpus",
-        "GPUs by state: free, allocated (whole), shared, foreign (used by others), unavailable "
-        "(not read, out of use, not fresh, or on a cordoned node).",
+        "GPUs by state: free, allocated (whole), shared, foreign (used by others, or handed out by "
+        "them), unavailable (not read, out of use, not fresh, or cordoned).",
         labels=("state",),
     )
     for state, number in count.items():
@@ -251,7 +233,7 @@ def _state_of(picture: Picture, name: str) -> "fleet_pb2.NodeState.ValueType":
 def _gpu_state(gpu: GpuView, *, is_open: bool) -> str:
     if gpu.claims:
         return "allocated" if gpu.claims[0].memory_bytes is None else "shared"
-    if gpu.foreign:
+    if gpu.foreign or gpu.assigned:
         return "foreign"
     return "free" if gpu.is_free and is_open else "unavailable"
 

@@ -72,9 +72,10 @@ def cannot_place(refusals: Refusals, sentence: str = "") -> CallFailure:
     )
 
 
-def not_found(what: str) -> CallFailure:
-    """There is no such allocation or node."""
-    return CallFailure(grpc.StatusCode.NOT_FOUND, "NOT_FOUND", f"{what} is not known")
+def not_found(what: str, known: str = "") -> CallFailure:
+    """There is no such allocation, node or GPU; `known` tells what there is instead."""
+    sentence = f"{what} is not known" + (f": {known}" if known else "")
+    return CallFailure(grpc.StatusCode.NOT_FOUND, "NOT_FOUND", sentence)
 
 
 def not_granted(allocation_id: str, reason: str) -> CallFailure:

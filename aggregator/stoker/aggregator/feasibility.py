@@ -7,6 +7,8 @@ from stoker.aggregator.views import (
     FleetView,
     GpuView,
     NodeView,
+    describe_assigned,
+    describe_cordon,
     describe_foreign,
     describe_missing,
     name_some,
@@ -15,6 +17,8 @@ from stoker.core.model_names import names_match
 from stoker.core.units import format_bytes, format_duration
 
 Filter = Callable[[Request, NodeView, FleetView], Refusal | None]
+
+_SENTENCES_MAX = 3  # how many GPUs' cordons are told whole in one refusal
 
 
 def refuse(request: Request, node: NodeView, view: FleetView) -> Refusal | None:
@@ -29,7 +33,8 @@ def refuse(request: Request, node: NodeView, view: FleetView) -> Refusal | None:
 def could_ever_fit(request: Request, node: NodeView, view: FleetView) -> bool:
     """Whether the node would host the request once it were free, fresh and uncordoned.
 
-    Nobody waits for a GPU that is out of use: it may take a person to bring it back.
+    Nobody waits for a GPU that is out of use or cordoned by itself: it may take a person to bring
+    it back.
     """
     return all(a_filter(request, node, view) is None for a_filter in LASTING_FILTERS)
 
@@ -117,6 +122,30 @@ def _total_size(request: Request, node: NodeView, view: FleetView) -> Refusal | 
     )
 
 
+def _gpus_cordoned(request: Request, node: NodeView, view: FleetView) -> Refusal | None:
+    """Refuse where only GPUs that are cordoned one by one make it too few, or too small."""
+    if node.cordoned_gpus == 0:
+        return None
+    gpus = [gpu for gpu in matching_gpus(request, node) if gpu.missing is None]
+    in_use = [gpu for gpu in gpus if gpu.cordon is None]
+    if request.memory_bytes is None:
+        if len(in_use) >= request.gpus:
+            return None
+        found = f"{len(in_use)} of {len(gpus)} are not cordoned"
+        wanted, left = str(request.gpus), str(len(in_use))
+        reason = f"wanted {request.described()} on one node, {found}"
+    else:
+        sizes = (gpu.gpu.memory_total_bytes - gpu.reserved_bytes for gpu in in_use)
+        largest = max((0, *sizes))
+        if largest >= request.memory_bytes:
+            return None
+        wanted, left = str(request.memory_bytes), str(largest)
+        shown = _told_apart(request.memory_bytes, largest)
+        reason = f"wanted {shown[0]} of one GPU, the largest that is not cordoned has {shown[1]}"
+    cordons = [describe_cordon(gpu, view.now) for gpu in gpus if gpu.cordon is not None]
+    return Refusal(node.name, "gpus_cordoned", f"{reason}: {_in_part(cordons)}", wanted, left)
+
+
 def _cordon(request: Request, node: NodeView, view: FleetView) -> Refusal | None:
     if node.node.cordoned is None:
         return None
@@ -152,7 +181,7 @@ def _free_gpus(request: Request, node: NodeView, view: FleetView) -> Refusal | N
     free = count_free(request, node)
     reason = f"wanted {request.described()} free on one node, {free} of {len(gpus)} are"
     taken = [gpu for gpu in gpus if not gpu.is_free]
-    reason += _held_by(taken, node)
+    reason += _held_by(taken, node, view.now)
     return Refusal(node.name, "gpus_free", reason, str(request.gpus), str(free))
 
 
@@ -163,7 +192,8 @@ def _free_memory(request: Request, node: NodeView, view: FleetView) -> Refusal |
     gpus = matching_gpus(request, node)
     largest = max((gpu.room_bytes for gpu in gpus), default=0)
     wanted, found = _told_apart(memory_bytes, largest)
-    reason = f"wanted {wanted} of one GPU, at most {found} is free on one" + _held_by(gpus, node)
+    reason = f"wanted {wanted} of one GPU, at most {found} is free on one"
+    reason += _held_by(gpus, node, view.now)
     return Refusal(node.name, "memory_free", reason, str(memory_bytes), str(largest))
 
 
@@ -174,6 +204,7 @@ LASTING_FILTERS: tuple[Filter, ...] = (
     _asked_pool,
     _asked_model,
     _total_size,
+    _gpus_cordoned,
 )
 FILTERS: tuple[Filter, ...] = (
     *LASTING_FILTERS,
@@ -198,7 +229,13 @@ def _out_of_use(node: NodeView) -> str:
     return f"; {describe_missing(node.missing)}" if node.missing else ""
 
 
-def _held_by(gpus: list[GpuView], node: NodeView) -> str:
+def _in_part(sentences: list[str]) -> str:
+    """Return the first few of many sentences, and how many more there are."""
+    more = f"; {len(sentences) - _SENTENCES_MAX} more" if len(sentences) > _SENTENCES_MAX else ""
+    return "; ".join(sentences[:_SENTENCES_MAX]) + more
+
+
+def _held_by(gpus: list[GpuView], node: NodeView, now: float) -> str:
     """Return who holds what is not free, and what cannot be used, for the end of a sentence."""
     parts: list[str] = []
     allocated = sorted({claim.allocation_id for gpu in gpus for claim in gpu.claims})
@@ -210,6 +247,12 @@ def _held_by(gpus: list[GpuView], node: NodeView) -> str:
     for gpu in gpus:
         if gpu.foreign:
             parts.append(f"GPU {gpu.gpu.index} is used by {describe_foreign(gpu.foreign)}")
+    parts += [assigned for gpu in gpus if (assigned := describe_assigned(gpu))]
+    if node.assignments_unknown:
+        parts.append(f"what others have handed out is not known: {node.assignments_unknown}")
+    cordons = [describe_cordon(gpu, now) for gpu in gpus if gpu.cordon is not None]
+    if cordons:
+        parts.append(_in_part(cordons))
     in_mig_mode = [f"GPU {gpu.gpu.index}" for gpu in gpus if gpu.gpu.mig_enabled]
     if in_mig_mode:
         parts.append(f"MIG mode: {', '.join(in_mig_mode)}")

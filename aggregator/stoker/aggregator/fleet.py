@@ -1,16 +1,17 @@
 """The fleet as the aggregator knows it: events go in, readers get an immutable view.
 
-Theory of operation. Durable tables (nodes, allocations, and what follows from them: claims, keys,
-queue) change only by durable events, in the order in which the ledger stored them; the same events
-give the same tables, on every restart and in every replay. Volatile tables (what nodes reported,
-when leases run out, who is on the line) live as long as the process.
+Theory of operation. Durable tables (nodes, allocations, conditions of GPUs, and what follows from
+them: claims, keys, queue) change only by durable events, in the order in which the ledger stored
+them; the same events give the same tables, on every restart and in every replay. Volatile tables
+(what nodes reported, when leases run out, who is on the line) live as long as the process.
 
 A `draft` is a fleet laid over this one, on which a batch of decisions is tried out before it is
 stored. Every table that `apply` touches is overlaid there; what only `note` touches is shared, and
 a draft refuses `note`. So nothing that is tried on a draft shows in the fleet below.
 
-A GPU is one thing wherever it is listed: claims are kept by its UUID, not by node. A host that was
-renamed, or a card that was moved, is thereby listed twice and still granted once.
+A GPU is one thing wherever it is listed: claims and its condition are kept by its UUID, not by
+node. A host that was renamed, or a card that was moved, is thereby listed twice and still granted
+once, and its cordon goes with it.
 """
 
 from collections.abc import Mapping, MutableMapping
@@ -18,11 +19,13 @@ from dataclasses import dataclass, replace
 from typing import assert_never
 
 from stoker.aggregator import events as e
-from stoker.aggregator import reports
+from stoker.aggregator import lives, reports
+from stoker.aggregator.conditions import ConditionEvent, Conditions
 from stoker.aggregator.deadlines import Deadlines
 from stoker.aggregator.draft import Overlay
+from stoker.aggregator.lemons import Failure
+from stoker.aggregator.lives import InvalidTransition
 from stoker.aggregator.model import (
-    TRANSITIONS,
     Allocation,
     AllocationState,
     Claim,
@@ -32,6 +35,7 @@ from stoker.aggregator.model import (
     NodeStatus,
 )
 from stoker.aggregator.tables import Names, add_name, drop_name
+from stoker.aggregator.verdicts import Condition
 from stoker.aggregator.views import FleetView, NodeView, view_node
 
 # A sample is fresh for so many sampling intervals; after that nothing is placed on the node.
@@ -39,9 +43,11 @@ INTERVALS_FRESH = 3.0
 
 _NEVER_CONNECTED = NodeStatus()
 
-
-class InvalidTransition(Exception):
-    """A durable event that the tables do not allow: a bug, told with the whole story."""
+# Tables that `apply` touches, and that a draft therefore lays its own over.
+_OVERLAID = (
+    *("nodes", "allocations", "keys", "claims", "tenants", "homes", "waiting", "ended", "drains"),
+    *("statuses", "expires", "wait_until", "attached", "detached_since"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +57,8 @@ class Snapshot:
     version: int
     nodes: tuple[Node, ...]
     allocations: tuple[Allocation, ...]
+    conditions: tuple[Condition, ...] = ()
+    failures: tuple[Failure, ...] = ()
 
 
 class Fleet:
@@ -66,6 +74,8 @@ class Fleet:
         self.homes: Names = {}  # GPU UUID -> nodes that list it
         self.waiting: MutableMapping[str, tuple[int, int]] = {}  # id -> (-priority, arrival)
         self.ended: MutableMapping[str, float] = {}  # id -> when, oldest first
+        self.conditions = Conditions()
+        self.drains: MutableMapping[str, float] = {}  # node -> when what it holds is released
         # Volatile, and touched by `apply`.
         self.statuses: MutableMapping[str, NodeStatus] = {}
         self.expires: MutableMapping[str, float] = {}  # of granted allocations
@@ -92,7 +102,9 @@ class Fleet:
     def view(self, now: float) -> FleetView:
         """Return what placement decides on, as of `now` (Unix seconds)."""
         for name in self._dirty:
-            self._views[name] = view_node(self.nodes[name], self.claims, self.status(name))
+            self._views[name] = view_node(
+                self.nodes[name], self.claims, self.status(name), self.conditions.table
+            )
         self._dirty.clear()
         return FleetView(now, self._views, self.fresh_until, self.hosts_version)
 
@@ -150,7 +162,13 @@ class Fleet:
 
     def snapshot(self) -> Snapshot:
         """Return the durable tables whole."""
-        return Snapshot(self.version, tuple(self.nodes.values()), tuple(self.allocations.values()))
+        return Snapshot(
+            self.version,
+            tuple(self.nodes.values()),
+            tuple(self.allocations.values()),
+            tuple(self.conditions.table.values()),
+            self.conditions.failures,
+        )
 
     def draft(self) -> "Fleet":
         """Return a fleet laid over this one: durable events applied to it leave this one as it is.
@@ -160,19 +178,9 @@ class Fleet:
         assert self._is_recovered, "decided on before Recovered, leases would end early"
         draft = Fleet()
         draft.version = self.version
-        draft.nodes = Overlay(self.nodes)
-        draft.allocations = Overlay(self.allocations)
-        draft.keys = Overlay(self.keys)
-        draft.claims = Overlay(self.claims)
-        draft.tenants = Overlay(self.tenants)
-        draft.homes = Overlay(self.homes)
-        draft.waiting = Overlay(self.waiting)
-        draft.ended = Overlay(self.ended)
-        draft.statuses = Overlay(self.statuses)
-        draft.expires = Overlay(self.expires)
-        draft.wait_until = Overlay(self.wait_until)
-        draft.attached = Overlay(self.attached)
-        draft.detached_since = Overlay(self.detached_since)
+        for table in _OVERLAID:
+            setattr(draft, table, Overlay(getattr(self, table)))
+        draft.conditions = self.conditions.draft()
         draft.unreconciled = set(self.unreconciled)
         draft.capacity_version = self.capacity_version
         draft.hosts_version = self.hosts_version
@@ -193,9 +201,11 @@ class Fleet:
         fleet = Fleet()
         fleet.version = snapshot.version
         fleet._is_recovered = False
+        fleet.conditions.restore(snapshot.conditions, snapshot.failures)
         for node in snapshot.nodes:
             fleet.nodes[node.facts.name] = node
             fleet._list_gpus(node.facts.name, None, node.facts)
+            fleet._note_drain(node)
         ended: list[Allocation] = []
         for allocation in snapshot.allocations:
             fleet._put(allocation)
@@ -223,17 +233,20 @@ class Fleet:
         match event:
             case e.NodeRegistered(at, facts):
                 self._register(at, facts, version)
-            case e.NodeCordoned(_, name, reason):
-                self._cordon(self._known(name, event), reason, version)
+            case e.NodeCordoned(_, name, reason, drain_at):
+                self._cordon(self._known(name, event), reason, drain_at, version)
             case e.NodeUncordoned(_, name):
-                self._cordon(self._known(name, event), None, version)
+                self._cordon(self._known(name, event), None, None, version)
                 self.capacity_version += 1
+            case e.GpuHealthChanged() | e.GpuForgotten() | e.GpuCordoned() | e.GpuUncordoned():
+                self._known(event.node, event)
+                self._change_condition(event)
             case e.AllocationRequested():
                 self._request(event, version)
             case e.AllocationGranted():
-                self._grant(event, event.requested_at, event.idempotency_key, version)
+                self._grant(event, version)
             case e.AllocationAdopted():
-                self._grant(event, event.at, "", version)
+                self._grant(event, version)
             case e.AllocationReleasing():
                 self._give_up(event, version)
             case e.AllocationEnded():
@@ -293,9 +306,7 @@ class Fleet:
 
     def _require(self, id_: str, to: AllocationState, event: e.DurableEvent) -> Allocation | None:
         before = self.allocations.get(id_)
-        state = before.state if before else None
-        if type(event).__name__ not in TRANSITIONS[state].get(to, ()):
-            raise InvalidTransition(f"{event}: {state} cannot become {to}; it was {before}")
+        lives.require(before, to, event)
         return before
 
     def _put(self, allocation: Allocation) -> None:
@@ -311,10 +322,27 @@ class Fleet:
         self.unreconciled.add(facts.name)
         self.capacity_version += 1
         self.hosts_version += 1
+        self.conditions.version += 1  # the share that may be cordoned goes by how many there are
 
-    def _cordon(self, node: Node, reason: str | None, version: int) -> None:
-        self.nodes[node.facts.name] = replace(node, cordoned=reason, version=version)
+    def _cordon(self, node: Node, reason: str | None, drain_at: float | None, version: int) -> None:
+        after = replace(node, cordoned=reason, drain_at=drain_at, version=version)
+        self.nodes[node.facts.name] = after
+        self._note_drain(after)
         self._dirty[node.facts.name] = None
+
+    def _note_drain(self, node: Node) -> None:
+        if node.drain_at is not None:
+            self.drains[node.facts.name] = node.drain_at
+        else:
+            self.drains.pop(node.facts.name, None)
+
+    def _change_condition(self, event: ConditionEvent) -> None:
+        before = self.conditions.cordon_of(event.uuid)
+        self.conditions.apply(event)
+        if self.conditions.cordon_of(event.uuid) != before:
+            self._dirty.update(dict.fromkeys(self.homes.get(event.uuid, ())))
+            self.capacity_version += 1
+            self.hosts_version += 1  # nobody waits for a GPU that is cordoned
 
     def _list_gpus(self, name: str, before: NodeFacts | None, facts: NodeFacts) -> None:
         listed = {gpu.uuid for gpu in before.gpus} if before else set[str]()
@@ -333,15 +361,7 @@ class Fleet:
 
     def _request(self, event: e.AllocationRequested, version: int) -> None:
         self._require(event.id, AllocationState.WAITING, event)
-        waiting = Allocation(
-            id=event.id,
-            state=AllocationState.WAITING,
-            request=event.request,
-            requested_at=event.at,
-            version=version,
-            idempotency_key=event.idempotency_key,
-            wait_until=event.wait_until,
-        )
+        waiting = lives.requested(event, version)
         self._put(waiting)
         self._enter_queue(waiting)
         self.detached_since[event.id] = event.at
@@ -360,32 +380,11 @@ class Fleet:
         self.detached_since.pop(id_, None)
         self.capacity_version += 1  # those behind it may go now
 
-    def _grant(
-        self,
-        event: e.AllocationGranted | e.AllocationAdopted,
-        requested_at: float,
-        idempotency_key: str,
-        version: int,
-    ) -> None:
+    def _grant(self, event: e.AllocationGranted | e.AllocationAdopted, version: int) -> None:
         before = self._require(event.id, AllocationState.GRANTED, event)
         self._known(event.node, event)
-        if not 0 < len({device.uuid for device in event.devices}) == len(event.devices):
-            raise InvalidTransition(f"{event}: no devices, or one twice")
-        for device in event.devices:
-            others = self.claims.get(device.uuid, ())
-            if others and (device.exclusive or any(c.memory_bytes is None for c in others)):
-                raise InvalidTransition(f"{event}: GPU {device.uuid} is taken by {others}")
-        granted = Allocation(
-            id=event.id,
-            state=AllocationState.GRANTED,
-            request=event.request,
-            requested_at=requested_at,
-            version=version,
-            idempotency_key=idempotency_key,
-            node=event.node,
-            devices=event.devices,
-            granted_at=event.at,
-        )
+        lives.require_free(event, self.claims)
+        granted = lives.granted(event, version)
         if before is not None:
             self._leave_queue(event.id)
         self._put(granted)
@@ -395,9 +394,7 @@ class Fleet:
     def _give_up(self, event: e.AllocationReleasing, version: int) -> None:
         before = self._require(event.id, AllocationState.RELEASING, event)
         assert before is not None
-        self.allocations[event.id] = replace(
-            before, state=AllocationState.RELEASING, reason=event.reason, version=version
-        )
+        self.allocations[event.id] = lives.given_up(before, event, version)
         self.expires.pop(event.id, None)
         self.unreconciled.add(before.node)
 
@@ -408,14 +405,7 @@ class Fleet:
             self._leave_queue(event.id)
         else:
             self._unclaim(before)
-        self.allocations[event.id] = replace(
-            before,
-            state=AllocationState.ENDED,
-            ended_at=event.at,
-            reason=event.reason,
-            version=version,
-            wait_until=None,
-        )
+        self.allocations[event.id] = lives.ended(before, event, version)
         self.ended[event.id] = event.at
 
     def _forget(self, event: e.AllocationsForgotten) -> None:
@@ -466,6 +456,10 @@ class Fleet:
                 self._lease(allocation.id, at)
             elif allocation.state is AllocationState.WAITING and allocation.id not in self.attached:
                 self.detached_since[allocation.id] = at
+        for name, status in self.statuses.items():
+            if status.health_at is not None:  # what was told meanwhile has not been read yet
+                self.statuses[name] = replace(status, health_at=at)
+        self.conditions.version += 1
         self._is_recovered = True
 
     def _connect(self, event: e.AgentConnected) -> None:
@@ -477,8 +471,10 @@ class Fleet:
     def _take_frame(self, event: e.FrameArrived, before: NodeStatus) -> None:
         name = event.node
         after = self.statuses[name] = reports.after_frame(before, event, self.tenants.get(name, ()))
-        if reports.tells_of_allocations(before, event.frame):
+        if reports.tells_of_allocations(before, event.frame) or event.frame.health is not None:
             self.unreconciled.add(name)
+        if after.health_at != before.health_at:
+            self.conditions.version += 1
         if reports.changes_placement(before, after):
             self._dirty[name] = None
             self.capacity_version += 1

@@ -11,7 +11,8 @@ from itertools import takewhile
 from typing import assert_never
 
 from stoker.aggregator import events as e
-from stoker.aggregator.fleet import Fleet, InvalidTransition, Snapshot
+from stoker.aggregator.fleet import Fleet, Snapshot
+from stoker.aggregator.lives import InvalidTransition
 from stoker.aggregator.meters import Meters
 from stoker.aggregator.model import Allocation, Node
 from stoker.aggregator.store import HistoryGone, Store
@@ -249,15 +250,22 @@ class Ledger:
 
 
 def _rows(fleet: Fleet) -> int:
-    return len(fleet.allocations) + len(fleet.nodes)
+    return len(fleet.allocations) + len(fleet.nodes) + len(fleet.conditions.table)
 
 
 def _after(fleet: Fleet, event: e.DurableEvent) -> Allocation | Node | None:
     match event:
         case e.NodeRegistered(_, facts):
             return fleet.nodes[facts.name]
-        case e.NodeCordoned(_, node, _) | e.NodeUncordoned(_, node):
-            return fleet.nodes[node]
+        case (
+            e.NodeCordoned()
+            | e.NodeUncordoned()
+            | e.GpuHealthChanged()
+            | e.GpuForgotten()
+            | e.GpuCordoned()
+            | e.GpuUncordoned()
+        ):
+            return fleet.nodes[event.node]
         case (
             e.AllocationRequested()
             | e.AllocationGranted()

@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 
 from stoker.core.errors import shown
+from stoker.core.gpu_models import GPUS_PER_NODE_MAX
 from stoker.core.units import BYTES_MAX
 
 NAME_BYTES_MAX = 253
@@ -19,6 +20,11 @@ RELEASE_WAIT_SECONDS_MAX = 60.0
 PRIORITY_MAX = 1_000_000
 GPUS_MAX = 1024
 INTERVAL_SECONDS_MAX = 3600.0
+DRAIN_SECONDS_MAX = 2_592_000.0  # 30 days
+# Of one node: those that are there, and those that once were and are missed.
+JUDGED_GPUS_MAX = 2 * GPUS_PER_NODE_MAX
+FAULTS_PER_GPU_MAX = 32
+ASSIGNMENTS_MAX = 1024
 
 # With underscores, which the names of hosts have although DNS forbids them.
 _DNS_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?", re.ASCII)
@@ -83,3 +89,10 @@ def labels(value: Mapping[str, str], field: str) -> dict[str, str] | None:
         text(key, f"{field} key", LABEL_KEY_BYTES_MAX, required=True)
         text(each, f"{field}[{shown(key)}]", TEXT_BYTES_MAX)
     return dict(value)
+
+
+def unique(values: list[str], field: str) -> None:
+    """Refuse a value that is there twice."""
+    if len(set(values)) < len(values):
+        twice = next(value for value in values if values.count(value) > 1)
+        raise Malformed(field, f"{shown(twice)} is there twice")

@@ -28,6 +28,11 @@ class Meters:
             buckets=_WAIT_BUCKETS,
             registry=self.registry,
         )
+        self.holds_refused = Counter(
+            "stoker_allocation_holds_refused",
+            "Grants that a node said it cannot hold; they end.",
+            registry=self.registry,
+        )
         self.commits = Counter(
             "stoker_ledger_commits",
             "Transactions made durable; each is one fsync of the log.",

@@ -123,6 +123,7 @@ FILTERS_IN_WORDS = {
     "model": "wrong model",
     "gpus_total": "too few GPUs",
     "memory_total": "GPUs too small",
+    "gpus_cordoned": "too few GPUs that are not cordoned",
     "cordoned": "cordoned",
     "disconnected": "disconnected",
     "driver": "driver not readable",
@@ -152,7 +153,7 @@ def _summary(request: Request, refusals: list[Refusal], nodes: int) -> str:
 
 def _closest(name: str, refusals: list[Refusal]) -> str:
     """Return what the nearest miss of a filter had, where that is a number."""
-    if name in ("gpus_free", "gpus_total"):
+    if name in ("gpus_free", "gpus_total"):  # not gpus_cordoned: GPUs or bytes are counted there
         best = max((r for r in refusals if r.filter == name), key=lambda r: int(r.found))
         return f" (best: {best.node} has {best.found})"
     if name in ("memory_free", "memory_total"):

@@ -21,9 +21,9 @@ _SILENT = (DriverState.BLOCKED, DriverState.FAILED, DriverState.RELEASED)
 def after_connect(before: NodeStatus, event: AgentConnected) -> NodeStatus:
     """Return the status at the beginning of a stream.
 
-    Of the last stream only telemetry still holds, as it tells its own age. Processes and driver are
-    not known until a frame of this stream tells them: meanwhile the host may have been rebooted.
-    GPUs that were out of use are so until an inventory tells.
+    Of the last stream only telemetry still holds, as it tells its own age. Processes, driver and
+    health are not known until a frame of this stream tells them: meanwhile the host may have been
+    rebooted. GPUs that were out of use are so until an inventory tells.
     """
     return NodeStatus(
         session=event.session,
@@ -62,6 +62,10 @@ def after_frame(before: NodeStatus, event: FrameArrived, tenants: Collection[str
             processes = _doubted(processes, changed)
     if driver not in (DriverState.READING, before.driver) or driver in _SILENT:
         samples = None  # a driver that does not answer tells nothing: not even what was so just now
+    health, health_at = before.health, before.health_at
+    if frame.health is not None:
+        health = {each.uuid: each for each in frame.health}
+        health_at = event.at if health_at is None else health_at
     return replace(
         before,
         last_frame_at=event.at,
@@ -74,6 +78,8 @@ def after_frame(before: NodeStatus, event: FrameArrived, tenants: Collection[str
         missing=missing,
         driver=driver,
         driver_reason=frame.driver_reason if has_driver else before.driver_reason,
+        health=health,
+        health_at=health_at,
         frames_dropped=frame.frames_dropped,
         acked_sequence=frame.sequence,
     )
@@ -121,9 +127,7 @@ def _doubted(table: ProcessTable, uuids: frozenset[str]) -> ProcessTable:
 def _are_same_processes(one: ProcessTable | None, other: ProcessTable | None) -> bool:
     if one is other:
         return True
-    if one is None or other is None:
-        return False
-    return (one.processes, one.unread_gpu_uuids) == (other.processes, other.unread_gpu_uuids)
+    return one is not None and one.says_the_same_as(other)
 
 
 def _are_same_gpus(

@@ -16,10 +16,12 @@ from stoker.aggregator.config import Settings
 from stoker.aggregator.control import Control
 from stoker.aggregator.exporter import Exporter
 from stoker.aggregator.failures import CallFailure
+from stoker.aggregator.findings import Findings
 from stoker.aggregator.health import SERVICE as HEALTH
 from stoker.aggregator.health import Health
 from stoker.aggregator.ledger import Ledger
 from stoker.aggregator.meters import Meters
+from stoker.aggregator.picture import Picture, take_picture
 from stoker.aggregator.ports import check_free, in_use
 from stoker.aggregator.rpc import add_service
 from stoker.aggregator.sessions import AgentLink
@@ -102,8 +104,11 @@ class Aggregator:
 
     async def _serve(self, ledger: Ledger, meters: Meters) -> None:
         link = AgentLink(ledger, meters, self._clock, self._version)
-        control = Control(ledger, link, meters, self._clock)
-        service = FleetService(ledger, control, meters, self._clock, self._version)
+        policy, findings = self._settings.cordoning, Findings(self._settings.lemons)
+        control = Control(ledger, link, meters, self._clock, policy, findings)
+        service = FleetService(
+            ledger, control, meters, self._clock, self._version, policy, findings
+        )
         health = Health((LINK.full_name, FLEET.full_name))
         server = aio.server(options=_OPTIONS, maximum_concurrent_rpcs=CALLS_MAX)
         add_service(server, LINK, {"Connect": link.connect})
@@ -112,9 +117,11 @@ class Aggregator:
         names = (each.full_name for each in (LINK, FLEET, HEALTH))
         reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), server)
         self.address = _bind(server, self._settings.listen)
-        exporter = Exporter(
-            self._settings.metrics_listen, ledger.fleet, meters, self._clock, self._version
-        )
+
+        def picture() -> Picture:
+            return take_picture(ledger.fleet, self._clock.now(), policy, findings)
+
+        exporter = Exporter(self._settings.metrics_listen, picture, meters, self._version)
         self.metrics_address = exporter.address
         running = self._settings.data_dir / RUNNING_NAME
         try:

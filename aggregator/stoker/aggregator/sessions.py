@@ -350,7 +350,7 @@ class AgentLink:
             return
         now = self._clock.now()
         sampled_at = now - session.offset.delay(message.monotonic_seconds, arrived)
-        urgent = bool(message.refusals) or message.HasField("held")
+        urgent = bool(message.refusals) or message.HasField("held") or message.HasField("health")
         missing: tuple[MissingGpu, ...] | None = None
         if message.HasField("inventory"):
             urgent = True
@@ -361,6 +361,7 @@ class AgentLink:
             urgent = True
         self._ledger.note(e.FrameArrived(now, session.node, session.id, frame, sampled_at))
         self._meters.frames.inc()
+        self._meters.holds_refused.inc(len(message.refusals))
         unknown = len(message.samples) - len(frame.samples or ())
         if unknown:
             self._meters.samples_unknown.inc(unknown)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from stoker.aggregator.model import (
+    Assignment,
     Claim,
     DriverState,
     Gpu,
@@ -15,6 +16,8 @@ from stoker.aggregator.model import (
     Process,
 )
 from stoker.aggregator.scoring import share_score
+from stoker.aggregator.verdicts import Condition, GpuCordon
+from stoker.core.units import format_duration
 
 _NAMED_MAX = 3  # how many of a kind a sentence names
 
@@ -27,6 +30,8 @@ class GpuView:
     claims: tuple[Claim, ...]
     foreign: tuple[Process, ...]  # processes on it that are none of ours
     strays: tuple[str, ...]  # ids that the node holds it for, and the ledger does not
+    assigned: tuple[Assignment, ...]  # what others have handed out of it, idle or not
+    cordon: GpuCordon | None  # why nothing new goes to it
     missing: MissingGpu | None  # why it is out of use; None: it is not
     is_read: bool  # the newest sample told something of it
     processes_known: bool  # the newest process table has it
@@ -50,6 +55,8 @@ class NodeView:
     problem: str  # why nothing at all can be placed, apart from staleness and cordon; empty: none
     gpus: tuple[GpuView, ...]
     missing: tuple[MissingGpu, ...]  # all that are out of use, also those that nobody ever read
+    assignments_unknown: str  # why it is not known what others have handed out; empty: it is
+    cordoned_gpus: int  # one by one; the node's own cordon is `node.cordoned`
     free_gpus: int
     free_by_model: Mapping[str, int]  # of every model that the node has
     room_bytes_max: int  # the largest share that one of its GPUs can take
@@ -78,14 +85,25 @@ class FleetView:
     hosts_version: int = 0
 
 
-def view_node(node: Node, claims: Mapping[str, tuple[Claim, ...]], status: NodeStatus) -> NodeView:
-    """Return the node as placement sees it; `claims` is by GPU UUID."""
+def view_node(
+    node: Node,
+    claims: Mapping[str, tuple[Claim, ...]],
+    status: NodeStatus,
+    conditions: Mapping[str, Condition],
+) -> NodeView:
+    """Return the node as placement sees it; `claims` and `conditions` are by GPU UUID."""
     holds: dict[str, list[str]] = {}
     for held in (status.held or {}).values():
         for uuid in held.gpu_uuids:
             holds.setdefault(uuid, []).append(held.id)
     gpus = tuple(
-        view_gpu(gpu, claims.get(gpu.uuid, ()), holds.get(gpu.uuid, ()), status)
+        view_gpu(
+            gpu,
+            claims.get(gpu.uuid, ()),
+            holds.get(gpu.uuid, ()),
+            status,
+            condition.cordon if (condition := conditions.get(gpu.uuid)) else None,
+        )
         for gpu in node.facts.gpus
     )
     free: Counter[str] = Counter()
@@ -98,6 +116,8 @@ def view_node(node: Node, claims: Mapping[str, tuple[Claim, ...]], status: NodeS
         problem=_problem(status),
         gpus=gpus,
         missing=status.missing,
+        assignments_unknown=status.processes.assignments_unknown if status.processes else "",
+        cordoned_gpus=sum(gpu.cordon is not None for gpu in gpus),
         free_gpus=free.total(),
         free_by_model=free,
         room_bytes_max=max((gpu.room_bytes for gpu in gpus), default=0),
@@ -106,12 +126,18 @@ def view_node(node: Node, claims: Mapping[str, tuple[Claim, ...]], status: NodeS
 
 
 def view_gpu(
-    gpu: Gpu, claims: tuple[Claim, ...], held_for: Collection[str], status: NodeStatus
+    gpu: Gpu,
+    claims: tuple[Claim, ...],
+    held_for: Collection[str],
+    status: NodeStatus,
+    cordon: GpuCordon | None = None,
 ) -> GpuView:
     """Return the GPU as placement sees it; `held_for` are the allocations its node holds it for.
 
     A process is foreign unless it belongs to an allocation that has this GPU. What the node holds
-    and the ledger does not know is adopted or dropped; until then nobody else gets the GPU.
+    and the ledger does not know is adopted or dropped; until then nobody else gets the GPU. What
+    the kubelet or Slurm has handed out is in use though it may be idle; where that is not known,
+    any GPU may be.
     """
     sample = (status.samples or {}).get(gpu.uuid)
     reserved = sample.memory_reserved_bytes or 0 if sample else 0
@@ -122,14 +148,20 @@ def view_gpu(
     missing = next((each for each in status.missing if each.uuid == gpu.uuid), None)
     is_read = sample is not None and sample.is_read and missing is None
     known = table is not None and gpu.uuid not in table.unread_gpu_uuids
+    assignments = table.assignments if table else ()
+    assigned = tuple(each for each in assignments if each.gpu_uuid == gpu.uuid)
+    is_ours_to_give = not assigned and not (table is not None and table.assignments_unknown)
     strays = tuple(id_ for id_ in held_for if id_ not in ours)
     # With MIG on, a card gives nothing but its instances: the whole card runs no program.
-    is_usable = is_read and known and not strays and not gpu.mig_enabled
+    is_whole = not strays and not gpu.mig_enabled
+    is_usable = is_read and known and is_whole and is_ours_to_give and cordon is None
     return GpuView(
         gpu=gpu,
         claims=claims,
         foreign=foreign,
         strays=strays,
+        assigned=assigned,
+        cordon=cordon,
         missing=missing,
         is_read=is_read,
         processes_known=known,
@@ -140,12 +172,29 @@ def view_gpu(
 
 
 def describe_foreign(processes: Iterable[Process]) -> str:
-    """Return the holders by PID, user and command, the first few of them named."""
-    shown = [
-        f"PID {p.pid} ({', '.join(x for x in (p.user, p.command) if x) or 'its owner is hidden'})"
-        for p in processes
-    ]
+    """Return the holders by PID, user, command and what they are part of, the first few named."""
+    shown: list[str] = []
+    for process in processes:
+        owner = process.owner.described() if process.owner is not None else ""
+        known = ", ".join(each for each in (process.user, process.command, owner) if each)
+        shown.append(f"PID {process.pid} ({known or 'its owner is hidden'})")
     return name_some(shown)
+
+
+def describe_cordon(gpu: GpuView, now: float) -> str:
+    """Return why nothing new goes to the GPU, and since when; empty: it is not cordoned."""
+    if gpu.cordon is None:
+        return ""
+    since = format_duration(max(0.0, now - gpu.cordon.at))
+    return f"GPU {gpu.gpu.index} is cordoned: {gpu.cordon.reason} (for {since})"
+
+
+def describe_assigned(gpu: GpuView) -> str:
+    """Return who has handed the GPU out, and to whom; empty: nobody beside us."""
+    if not gpu.assigned:
+        return ""
+    holders = {f"{each.by}: {each.holder}": None for each in gpu.assigned}
+    return f"GPU {gpu.gpu.index} is handed out by {name_some(list(holders))}"
 
 
 def describe_missing(missing: Sequence[MissingGpu]) -> str:

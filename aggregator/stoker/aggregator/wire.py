@@ -17,12 +17,10 @@ from stoker.aggregator.model import (
     HoldRefusal,
     MissingGpu,
     NodeFacts,
-    Process,
-    ProcessTable,
 )
-from stoker.core.errors import shown
+from stoker.aggregator.wire_health import read_health, read_processes
 from stoker.core.gpu_models import GPUS_PER_NODE_MAX
-from stoker.v1 import agent_pb2, types_pb2
+from stoker.v1 import agent_pb2
 
 PROTOCOL_VERSION = 1
 
@@ -98,7 +96,7 @@ def read_inventory(message: agent_pb2.Inventory, field: str) -> Inventory:
         ("number", [str(gpu.number) for gpu in gpus]),
         ("uuid", [gpu.uuid for gpu in gpus]),
     ):
-        _check_unique(values, f"{field}.gpus[].{name}")
+        limits.unique(values, f"{field}.gpus[].{name}")
     if len(message.missing) > GPUS_PER_NODE_MAX:
         found = len(message.missing)
         raise Malformed(f"{field}.missing", f"at most {GPUS_PER_NODE_MAX}, found {found}")
@@ -146,11 +144,12 @@ def read_frame(
         commands_done=message.commands_done,
         # Samples of GPUs that are not known (yet) tell nothing, also not that the node is fresh.
         samples=_samples(message.samples, uuids, sampled_at) or None,
-        processes=_processes(message.processes) if message.HasField("processes") else None,
+        processes=read_processes(message.processes) if message.HasField("processes") else None,
         held=(_held(message.held.allocations, "frame.held") if message.HasField("held") else None),
         refusals=_refusals(message.refusals) if message.refusals else (),
         driver=driver,
         driver_reason=driver_reason,
+        health=read_health(message.health) if message.HasField("health") else None,
         missing=missing,
         frames_dropped=message.frames_dropped,
     )
@@ -197,12 +196,6 @@ def command_message(command: Command) -> agent_pb2.AggregatorMessage:
 
 def _id(value: str, field: str) -> str:
     return limits.text(value, field, limits.ID_BYTES_MAX, required=True)
-
-
-def _check_unique(values: list[str], field: str) -> None:
-    if len(set(values)) < len(values):
-        twice = next(value for value in values if values.count(value) > 1)
-        raise Malformed(field, f"{shown(twice)} is there twice")
 
 
 def _gpu(message: agent_pb2.Gpu, field: str) -> Gpu:
@@ -266,33 +259,11 @@ def _not_finite(message: agent_pb2.GpuSample, place: int) -> Malformed:
     return Malformed(f"frame.samples[{place}]", "its numbers are too large")
 
 
-def _processes(message: agent_pb2.ProcessTable) -> ProcessTable:
-    return ProcessTable(
-        started_at=limits.finite(message.started_at, "frame.processes.started_at"),
-        processes=tuple(_process(process) for process in message.processes),
-        unread_gpu_uuids=tuple(message.unread_gpu_uuids),
-    )
-
-
-def _process(message: types_pb2.Process) -> Process:
-    return Process(
-        gpu_uuid=message.gpu_uuid,
-        pid=message.pid,
-        user=message.user[: limits.TEXT_BYTES_MAX],
-        command=message.command[: limits.TEXT_BYTES_MAX],
-        memory_used_bytes=(
-            message.memory_used_bytes if message.HasField("memory_used_bytes") else None
-        ),
-        allocation_id=message.allocation_id,
-        started_at=message.started_at if message.HasField("started_at") else None,
-    )
-
-
 def _held(messages: Iterable[agent_pb2.HeldAllocation], field: str) -> tuple[HeldAllocation, ...]:
     held = tuple(
         _held_allocation(message, f"{field}.allocations[{i}]") for i, message in enumerate(messages)
     )
-    _check_unique([each.id for each in held], f"{field}.allocations[].id")
+    limits.unique([each.id for each in held], f"{field}.allocations[].id")
     return held
 
 
@@ -302,7 +273,7 @@ def _held_allocation(message: agent_pb2.HeldAllocation, field: str) -> HeldAlloc
         raise Malformed(
             f"{field}.gpu_uuids", f"must be 1 to {GPUS_PER_NODE_MAX}, found {len(uuids)}"
         )
-    _check_unique(uuids, f"{field}.gpu_uuids")
+    limits.unique(uuids, f"{field}.gpu_uuids")
     memory_bytes = None
     if message.HasField("memory_bytes"):
         memory_bytes = limits.size(message.memory_bytes, f"{field}.memory_bytes")

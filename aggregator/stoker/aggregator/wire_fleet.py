@@ -8,6 +8,7 @@ from stoker.aggregator.limits import Malformed
 from stoker.aggregator.model import (
     Allocation,
     AllocationState,
+    Assignment,
     Claim,
     Device,
     Gpu,
@@ -16,16 +17,27 @@ from stoker.aggregator.model import (
     Node,
     NodeStatus,
     Process,
+    ProcessTable,
     Refusal,
     Refusals,
     Request,
 )
+from stoker.aggregator.verdicts import Condition, GpuHealth
 from stoker.aggregator.views import driver_problem
+from stoker.aggregator.wire_health import (
+    assignment_message,
+    cordon_message,
+    health_message,
+    process_message,
+)
 from stoker.core.units import format_duration
 from stoker.v1 import fleet_pb2, types_pb2
 
 # More entries than a person reads; `nodes_total` says how many there were.
 REFUSALS_MAX = 1_000
+
+NOTHING_KNOWN: Mapping[str, Condition] = {}
+_NO_PROCESSES = ProcessTable(0.0, ())
 
 ALLOCATION_STATES = {
     AllocationState.WAITING: types_pb2.ALLOCATION_STATE_WAITING,
@@ -128,13 +140,18 @@ def node_message(
     claims: Mapping[str, tuple[Claim, ...]],
     fresh_until: float | None,
     now: float,
+    conditions: Mapping[str, Condition] = NOTHING_KNOWN,
 ) -> fleet_pb2.Node:
-    """Return the node as a message; `claims` is by GPU UUID."""
+    """Return the node as a message; `claims` and `conditions` are by GPU UUID."""
     facts = node.facts
     state, reason = node_state(status, fresh_until, now)
+    table = status.processes or _NO_PROCESSES
     processes: dict[str, list[Process]] = {}
-    for process in status.processes.processes if status.processes else ():
+    for process in table.processes:
         processes.setdefault(process.gpu_uuid, []).append(process)
+    assignments: dict[str, list[Assignment]] = {}
+    for assignment in table.assignments:
+        assignments.setdefault(assignment.gpu_uuid, []).append(assignment)
     oldest = now - INTERVALS_FRESH * facts.interval_seconds
     samples = status.samples or {}
     gpus = [
@@ -143,6 +160,9 @@ def node_message(
             fresh_sample(samples.get(gpu.uuid), oldest),
             claims.get(gpu.uuid, ()),
             processes.get(gpu.uuid, ()),
+            assignments.get(gpu.uuid, ()),
+            health_of(status, conditions.get(gpu.uuid), gpu.uuid),
+            conditions.get(gpu.uuid),
         )
         for gpu in facts.gpus
     ]
@@ -162,7 +182,15 @@ def node_message(
         interval_seconds=facts.interval_seconds,
         cuda_version=facts.cuda_version,
         missing_gpus=[_missing(each) for each in status.missing],
+        drain_at=node.drain_at,
+        assignments_unknown=table.assignments_unknown,
     )
+
+
+def health_of(status: NodeStatus, condition: Condition | None, uuid: str) -> GpuHealth | None:
+    """Return what the GPU's agent judged last: now, or as the ledger has it; None: nothing yet."""
+    told = (status.health or {}).get(uuid)
+    return told or (condition.health if condition else None)
 
 
 def node_state(
@@ -232,6 +260,9 @@ def _gpu(
     sample: GpuSample | None,
     claims: tuple[Claim, ...],
     processes: Iterable[Process],
+    assignments: Iterable[Assignment],
+    health: GpuHealth | None,
+    condition: Condition | None,
 ) -> fleet_pb2.NodeGpu:
     message = fleet_pb2.NodeGpu(
         uuid=gpu.uuid,
@@ -239,8 +270,11 @@ def _gpu(
         index=gpu.index,
         memory_total_bytes=gpu.memory_total_bytes,
         allocation_ids=[claim.allocation_id for claim in claims],
-        processes=[_process(process) for process in processes],
+        processes=[process_message(process) for process in processes],
         pci_bus_id=gpu.pci_bus_id,
+        health=health_message(health),
+        cordon=cordon_message(condition.cordon if condition else None),
+        assignments=[assignment_message(each) for each in assignments],
     )
     if sample is not None:
         message.MergeFrom(
@@ -265,18 +299,6 @@ def _missing(missing: MissingGpu) -> types_pb2.MissingGpu:
         uuid=missing.uuid,
         error_kind=missing.error_kind,
         reason=missing.reason,
-    )
-
-
-def _process(process: Process) -> types_pb2.Process:
-    return types_pb2.Process(
-        pid=process.pid,
-        user=process.user,
-        command=process.command,
-        memory_used_bytes=process.memory_used_bytes,
-        allocation_id=process.allocation_id,
-        started_at=process.started_at,
-        gpu_uuid=process.gpu_uuid,
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any, assert_never
 from stoker.aggregator import events as e
 from stoker.aggregator.api import FleetService
 from stoker.aggregator.control import Control
+from stoker.aggregator.cordoning import CordonPolicy
 from stoker.aggregator.fleet import Fleet
 from stoker.aggregator.ledger import Ledger
 from stoker.aggregator.meters import Meters
@@ -32,6 +33,8 @@ from stoker.v1 import agent_pb2, fleet_pb2
 
 VERSION = "0.1.0"
 SNAPSHOT_SECONDS = 20.0
+# Cordons by health are part of what has to be over when the world comes to rest.
+CORDONS = CordonPolicy(uncordon_after_seconds=10.0)
 
 
 class AggregatorProcess(Process):
@@ -65,9 +68,9 @@ class AggregatorProcess(Process):
         self.fleet = self.ledger.fleet
         self.witness.recovered(self.fleet, self.file.replayed())
         link = AgentLink(self.ledger, meters, self.clock, VERSION)
-        control = SeededControl(self.ledger, link, meters, self.clock)
+        control = SeededControl(self.ledger, link, meters, self.clock, CORDONS)
         control.rng = self.around.rng
-        service = FleetService(self.ledger, control, meters, self.clock, VERSION)
+        service = FleetService(self.ledger, control, meters, self.clock, VERSION, CORDONS)
         self._open(loop, CONNECT, link.connect)
         for name in ("Allocate", "KeepAlive", "Release", "Cordon", "Uncordon"):
             self._open(loop, name, service.methods()[name])
@@ -220,6 +223,14 @@ def described(event: e.DurableEvent) -> str:
             return f"cordons {node}: {reason}"
         case e.NodeUncordoned(_, node):
             return f"uncordons {node}"
+        case e.GpuHealthChanged(_, node, uuid, _, health):
+            return f"{node} judges {uuid}: {health.verdict} {health.reason}"
+        case e.GpuForgotten(_, node, uuid):
+            return f"forgets {uuid} of {node}"
+        case e.GpuCordoned(_, node, uuid, reason):
+            return f"cordons {uuid} of {node}: {reason}"
+        case e.GpuUncordoned(_, node, uuid):
+            return f"uncordons {uuid} of {node}"
         case e.AllocationRequested():
             return f"{event.id} waits: {event.request.described()} for {event.request.holder}"
         case e.AllocationGranted() | e.AllocationAdopted():

@@ -33,6 +33,9 @@ class Cards:
     # Facts that a GPU does not tell, and since when.
     silent: dict[str, dict[Fact, float]] = field(default_factory=dict[str, dict[Fact, float]])
     mig: set[str] = field(default_factory=set[str])  # in MIG mode
+    # Facts by which a GPU tells that it is not well.
+    worn: dict[str, dict[Fact, float]] = field(default_factory=dict[str, dict[Fact, float]])
+    xids: dict[str, list[int]] = field(default_factory=dict[str, list[int]])  # not told yet
     unloaded: Span | None = None  # the kernel module
     version: int = DRIVER_VERSION  # of the kernel module; a library of another does not fit it
     killed_hosts_stay: Span | None = None  # what is killed meanwhile is not reaped before its end
@@ -86,4 +89,6 @@ class Cards:
         self.pulled.clear()
         self.silent.clear()
         self.mig.clear()
+        self.worn.clear()
+        self.xids.clear()
         self.unloaded = self.killed_hosts_stay = None

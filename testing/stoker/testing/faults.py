@@ -28,6 +28,10 @@ SILENT_FACTS = (
     Fact.MEMORY_USED_BYTES,
     Fact.MEMORY_RESERVED_BYTES,
 )
+# By which a card tells that it is not well, and until it tells otherwise.
+WORN_FACTS = (Fact.REMAPPED_ROWS_PENDING, Fact.REMAPPED_ROWS_FAILED, Fact.RECOVERY_ACTION)
+# Of programs, and such as take a reset or a reboot.
+XIDS = (31, 94, 48, 119, 79)
 
 if TYPE_CHECKING:
     from stoker.testing.agent_process import AgentProcess
@@ -64,6 +68,10 @@ class Faults:
     aggregator_stalled: float | None = 60.0
     clock_stepped: float | None = 20.0
     cordoned: float | None = 20.0
+    xid_told: float | None = 20.0
+    card_worn: float | None = 30.0
+    handed_out: float | None = 20.0
+    kubelet_silent: float | None = 60.0
     foreign_process: float | None = 6.0
     # Breaks a promise by itself, so no seed draws it: nothing acknowledged survives its disk.
     ledger_lost: float | None = None
@@ -130,12 +138,15 @@ class Adversary:
         for machine in world.machines.values():
             machine.cards.mend()
             machine.unreadable.clear()
+            machine.handed_out.clear()
+            machine.is_kubelet_silent = False
             for process in machine.foreign():
                 machine.end(process.pid)
         for name in world.machines:
             self._uncordon_surely(name)
         for agent in world.agents:
             self._resume_surely(agent)
+            self._mend_surely(agent)
 
     def _later(self, kind: str) -> None:
         mean = getattr(self._faults, kind)
@@ -375,6 +386,45 @@ class Adversary:
             agent.ask_resume("root")
             self._world.scheduler.after(1.0, partial(self._resume_surely, agent))
 
+    def _mend_surely(self, agent: "AgentProcess") -> None:
+        """Say that its GPUs are mended, until none has a fault that lasts."""
+        if agent.say_healthy():
+            self._world.scheduler.after(1.0, partial(self._mend_surely, agent))
+
+    def xid_told(self) -> None:
+        """Let a GPU tell an Xid: of a program, or one that takes a reset or a reboot."""
+        machine = self._any_machine()
+        gpu, xid = self._rng.choice(machine.gpus), self._rng.choice(XIDS)
+        machine.cards.xids.setdefault(gpu.uuid, []).append(xid)
+        self._tell(f"{machine.name}/{gpu.index} has an Xid {xid}")
+
+    def card_worn(self) -> None:
+        """Let a GPU tell that it is not well, and that it is again."""
+        machine = self._any_machine()
+        gpu, fact = self._rng.choice(machine.gpus), self._rng.choice(WORN_FACTS)
+        worn = machine.cards.worn.setdefault(gpu.uuid, {})
+        worn[fact] = 1.0
+        what = f"{machine.name}/{gpu.index} tells {fact}"
+        self._for_a_while(8.0, what, partial(_drop, worn, fact))
+
+    def handed_out(self) -> None:
+        """Let a kubelet hand out a GPU."""
+        machine = self._any_machine()
+        gpu = self._rng.choice(machine.gpus)
+        machine.handed_out[gpu.uuid] = "pod ml/train-0"
+        what = f"{machine.name}/{gpu.index} is handed out by the kubelet"
+        self._for_a_while(8.0, what, partial(_drop, machine.handed_out, gpu.uuid))
+
+    def kubelet_silent(self) -> None:
+        """Let a kubelet not answer for a while."""
+        machine = self._any_machine()
+        machine.is_kubelet_silent = True
+
+        def answer() -> None:
+            machine.is_kubelet_silent = False
+
+        self._for_a_while(6.0, f"the kubelet of {machine.name} does not answer", answer)
+
     def foreign_process(self) -> None:
         """Let somebody who asked nobody use a GPU."""
         machine = self._any_machine()
@@ -391,7 +441,7 @@ def _ignore(said: object) -> None:
     del said
 
 
-def _drop(table: dict[K, float], key: K) -> None:
+def _drop(table: dict[K, T], key: K) -> None:
     table.pop(key, None)
 
 
@@ -423,6 +473,10 @@ KINDS: dict[str, Callable[[Adversary], None]] = {
         Adversary.aggregator_stalled,
         Adversary.clock_stepped,
         Adversary.cordoned,
+        Adversary.xid_told,
+        Adversary.card_worn,
+        Adversary.handed_out,
+        Adversary.kubelet_silent,
         Adversary.foreign_process,
     )
 }

@@ -97,6 +97,21 @@ def what_has_ended_is_held_by_nobody(world: "World") -> None:
                 )
 
 
+def few_gpus_are_cordoned_for_their_health(world: "World") -> None:
+    """However many GPUs are judged ill, no more are cordoned for it at one time than a share of the
+    fleet; what is said of each is kept with it.
+    """
+    fleet = world.aggregator.fleet
+    cordons = {uuid: each.cordon for uuid, each in fleet.conditions.table.items() if each.cordon}
+    by_health = [uuid for uuid, cordon in cordons.items() if cordon.by_health]
+    gpus = {gpu.uuid for node in fleet.nodes.values() for gpu in node.facts.gpus}
+    if len(by_health) > max(1, len(gpus) // 5):
+        raise Broken(few_gpus_are_cordoned_for_their_health, cordoned=by_health, gpus=len(gpus))
+    for uuid, cordon in cordons.items():
+        if not cordon.reason:
+            raise Broken(few_gpus_are_cordoned_for_their_health, gpu=uuid, cordon=cordon)
+
+
 def _check_each(
     invariant: Callable[..., None], world: "World", claims: dict[str, list[_Claim]]
 ) -> None:
@@ -129,6 +144,7 @@ _Sources = tuple[Callable[["World"], object], ...]
 
 WITH_LEDGER: dict[_Invariant, _Sources] = {
     the_ledger_is_not_over_committed: (_ledger,),
+    few_gpus_are_cordoned_for_their_health: (_ledger,),
     acknowledged_grants_are_in_the_ledger: (_ledger, _beliefs),
     what_has_ended_is_held_by_nobody: (_ledger, _journals),
 }

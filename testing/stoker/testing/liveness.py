@@ -102,29 +102,33 @@ def nothing_that_fits_is_left_waiting(world: "World") -> None:
     fleet = world.aggregator.fleet
     free: dict[str, int] = {}  # GPU UUID -> bytes that nobody has
     whole: set[str] = set()  # GPUs that nobody has a part of
+    conditions = fleet.conditions.table.items()
+    cordoned = {uuid for uuid, condition in conditions if condition.cordon is not None}
     for node in fleet.nodes.values():
         for gpu in node.facts.gpus:
+            if gpu.uuid in cordoned:
+                continue
             free[gpu.uuid] = gpu.memory_total_bytes - RESERVED_BYTES
             whole.add(gpu.uuid)
     for allocation in fleet.allocations.values():
         if allocation.state in (AllocationState.GRANTED, AllocationState.RELEASING):
             for device in allocation.devices:
                 whole.discard(device.uuid)
-                free[device.uuid] -= device.memory_bytes
+                free[device.uuid] = free.get(device.uuid, 0) - device.memory_bytes
     kept: set[str] = set()
     for waiting in fleet.queue():
         request = waiting.request
         hosts = [
             node
             for name, node in fleet.nodes.items()
-            if could_ever_host(node, fleet.status(name), request)
+            if could_ever_host(node, fleet.status(name), request, cordoned)
         ]
         for node in hosts:
             gpus = [g for g in node.facts.gpus if request.model is None or g.model == request.model]
             if request.memory_bytes is None:
                 fits = sum(gpu.uuid in whole for gpu in gpus) >= request.gpus
             else:
-                fits = any(free[gpu.uuid] >= request.memory_bytes for gpu in gpus)
+                fits = any(free.get(gpu.uuid, 0) >= request.memory_bytes for gpu in gpus)
             if fits and node.facts.name not in kept:
                 raise Broken(
                     nothing_that_fits_is_left_waiting, waiting=waiting, node=node.facts.name

@@ -106,7 +106,7 @@ class LoadAgent:
             interval_seconds=interval_seconds,
             process_id=f"{rng.getrandbits(128):032x}",
         )
-        self._state = NodeState.restore((), identity)
+        self._state = NodeState((), identity)
         now = clock.now()
         self._handle(Started(now))
         self._handle(InventoryRead(now, self._gpus.inventory(now)))

@@ -84,7 +84,7 @@ class SweptNode:
             interval_seconds=INTERVAL_SECONDS,
             process_id="bench",
         )
-        self.state = NodeState.restore((), identity)
+        self.state = NodeState((), identity)
         self.frame_bytes = 0
 
     def happen(self, *events: Event) -> None:

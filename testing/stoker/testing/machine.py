@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 from random import Random
 
 from stoker.agent.events import ProcessesTaken
-from stoker.agent.facts import Fact
+from stoker.agent.facts import Fact, Rate
 from stoker.agent.model import ProcessSeen
-from stoker.agent.readings import WHOLE_GPU, GpuIdentity, GpuReading, ReadFailure
+from stoker.agent.owners import AssignedBy, Assignment
+from stoker.agent.readings import WHOLE_GPU, GpuIdentity, GpuReading, ReadFailure, XidSeen
 from stoker.testing.cards import Cards
 
 # Virtual second 0 on a wall clock that is right.
@@ -44,6 +45,8 @@ class Machine:
     booted_at: float = 0.0  # virtual seconds; monotonic time counts from here
     processes: dict[int, Running] = field(default_factory=dict[int, Running])
     unreadable: set[str] = field(default_factory=set[str])  # GPUs whose processes cannot be read
+    handed_out: dict[str, str] = field(default_factory=dict[str, str])  # by a kubelet; GPU -> pod
+    is_kubelet_silent: bool = False
     former_boots: dict[str, float] = field(default_factory=dict[str, float])  # when they began
     next_pid: int = 1000
 
@@ -128,7 +131,9 @@ class Machine:
         }
         silent = self.cards.silent.get(gpu.uuid, {})
         told = {fact: value for fact, value in facts.items() if fact not in silent}
-        return GpuReading(uuid=gpu.uuid, at=self.wall(now), facts=told)
+        told |= self.cards.worn.get(gpu.uuid, {})
+        xids = tuple(XidSeen(self.wall(now), xid) for xid in self.cards.xids.pop(gpu.uuid, ()))
+        return GpuReading(gpu.uuid, self.wall(now), tuple(Rate), told, xids=xids)
 
     def processes_taken(
         self, started_wall: float, now: float, read: frozenset[str], counted: frozenset[str | None]
@@ -154,8 +159,16 @@ class Machine:
             if uuid in seeing
         )
         blind = sorted(uuid for uuid in counted - seeing if uuid is not None)
+        unknown = "the kubelet does not answer" if self.is_kubelet_silent else ""
+        pods = () if unknown else sorted(self.handed_out.items())
         return ProcessesTaken(
-            self.wall(now), started_wall, seen, tuple(blind), has_unnamed_unread=None in counted
+            self.wall(now),
+            started_wall,
+            seen,
+            tuple(blind),
+            has_unnamed_unread=None in counted,
+            assignments=tuple(Assignment(uuid, AssignedBy.KUBELET, pod) for uuid, pod in pods),
+            assignments_unknown=unknown,
         )
 
 

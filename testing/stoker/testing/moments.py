@@ -5,7 +5,7 @@ Each docstring is the promise. They look at the fleet's tables and at what was r
 the code that decides: a filter that is forgotten there is not forgotten here.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from stoker.aggregator import events as e
@@ -43,7 +43,7 @@ class Decided:
 
     fleet: Fleet
     wall: float
-    cordoned: set[str]
+    cordoned: set[str]  # nodes and GPUs
     claims: dict[str, list[tuple[str, int, bool]]]  # GPU UUID -> allocation, bytes, exclusive
     waiting: dict[str, tuple[tuple[int, int], Request]]  # id -> its place in the queue, its wish
 
@@ -52,6 +52,8 @@ class Decided:
         """Return what holds before a round."""
         decided = Decided(fleet, wall, set(), {}, {})
         decided.cordoned = {n for n, node in fleet.nodes.items() if node.cordoned is not None}
+        conditions = fleet.conditions.table.items()
+        decided.cordoned |= {uuid for uuid, each in conditions if each.cordon is not None}
         for allocation in fleet.allocations.values():
             if allocation.state in (AllocationState.GRANTED, AllocationState.RELEASING):
                 decided.claim(allocation.id, allocation.devices)
@@ -83,14 +85,23 @@ class Decided:
                 self.waiting.pop(event.id, None)
                 for uuid, claims in self.claims.items():
                     self.claims[uuid] = [claim for claim in claims if claim[0] != event.id]
-            case e.NodeRegistered() | e.AllocationReleasing() | e.AllocationsForgotten():
+            case e.GpuCordoned():
+                self.cordoned.add(event.uuid)
+            case e.GpuUncordoned() | e.GpuForgotten():
+                self.cordoned.discard(event.uuid)
+            case (
+                e.NodeRegistered()
+                | e.GpuHealthChanged()
+                | e.AllocationReleasing()
+                | e.AllocationsForgotten()
+            ):
                 pass
 
 
 def grants_fit_the_last_report(decided: Decided, grant: e.AllocationGranted) -> None:
     """Nothing is granted on a node that is disconnected, unreadable, stale or cordoned, nor on a
-    GPU that was not read, that somebody has or that a foreign process uses, by the last report at
-    the time of the decision.
+    GPU that was not read, that is cordoned, that somebody has, that a foreign process uses or that
+    others have handed out, by the last report at the time of the decision.
     """
 
     def refuse(why: str, **found: object) -> None:
@@ -127,6 +138,12 @@ def _objection(decided: Decided, node: Node, status: NodeStatus, device: Device)
         return "its processes are not known"
     if (status.samples or {}).get(device.uuid) is None:
         return "it was not sampled"
+    if device.uuid in decided.cordoned:
+        return "it is cordoned"
+    if table.assignments_unknown:
+        return f"others may have handed it out: {table.assignments_unknown}"
+    if device.uuid in {each.gpu_uuid for each in table.assignments}:
+        return f"others have handed it out: {table.assignments}"
     claims = decided.claims.get(device.uuid, [])
     ours = {claim[0] for claim in claims}
     foreign = [
@@ -153,15 +170,19 @@ def nobody_overtakes_the_queue(decided: Decided, grant: e.AllocationGranted) -> 
     own_place = known[0] if known else (-grant.request.priority, decided.fleet.version + 10**6)
     node, status = decided.fleet.nodes[grant.node], decided.fleet.status(grant.node)
     for id_, (place, request) in decided.waiting.items():
-        if id_ != grant.id and place < own_place and could_ever_host(node, status, request):
+        if id_ == grant.id or place > own_place:
+            continue
+        if could_ever_host(node, status, request, decided.cordoned):
             raise Broken(nobody_overtakes_the_queue, grant=grant, ahead=id_, its_request=request)
 
 
-def could_ever_host(node: Node, status: NodeStatus, request: Request) -> bool:
+def could_ever_host(
+    node: Node, status: NodeStatus, request: Request, cordoned: Collection[str] = ()
+) -> bool:
     """Whether the node would surely host the request if it were free and well, without those of its
-    GPUs that are out of use.
+    GPUs that are out of use or cordoned.
     """
-    out = {each.uuid for each in status.missing}
+    out = {each.uuid for each in status.missing} | set(cordoned)
     gpus = [
         gpu
         for gpu in node.facts.gpus
@@ -424,6 +445,13 @@ def what_is_restored_is_what_was_stored(restored: Fleet, replayed: Fleet) -> Non
                 restored=getattr(restored, table),
                 replayed=getattr(replayed, table),
             )
+    if restored.conditions.table != replayed.conditions.table:
+        raise Broken(
+            what_is_restored_is_what_was_stored,
+            table="conditions",
+            restored=restored.conditions.table,
+            replayed=replayed.conditions.table,
+        )
 
 
 def promise_of(allocation: Allocation, until: float) -> Promise:

@@ -82,6 +82,8 @@ class Witness:
         self._given_up: set[str] = set()  # allocations that the store says are given up
         self._given_up_at: dict[str, float] = {}  # allocation -> when that was durable
         self._refused_by_node: set[str] = set()
+        # Promised, and gone with a ledger that was lost: the answer may be on its way still.
+        self._void: set[str] = set()
         self._vacated_at: dict[str, float] = {}  # GPU UUID -> when its last tenancy was given up
         self._groups_seen = 0
         self._events_seen = 0
@@ -119,12 +121,15 @@ class Witness:
         match event:
             case e.AllocationGranted() | e.AllocationAdopted():
                 self._durable[event.id] = Promise(event.id, event.node, event.devices, 0.0)
+                self._void.discard(event.id)
                 if isinstance(event, e.AllocationGranted) and event.idempotency_key:
                     self._keys[event.idempotency_key] = event.id
             case e.AllocationReleasing():
                 self._given_up.add(event.id)
             case e.NodeRegistered(_, facts):
-                self._durable_gpus[facts.name] = frozenset(gpu.uuid for gpu in facts.gpus)
+                self._durable_gpus[facts.name] = frozenset(
+                    _named(gpu.uuid, in_mig_mode=bool(gpu.mig_enabled)) for gpu in facts.gpus
+                )
             case _:
                 pass
 
@@ -148,6 +153,7 @@ class Witness:
 
         Of what clients believe only that stays which their nodes `held`: it will be adopted.
         """
+        self._void |= self.promises.keys()
         self.promises.clear()
         self.beliefs = {id_: each for id_, each in self.beliefs.items() if id_ in held}
         self._durable.clear()
@@ -274,8 +280,8 @@ class Witness:
 
     def believes(self, client: str, id_: str, devices: tuple[Device, ...], until: float) -> None:
         """Take in that a client has heard that it has these devices."""
-        if id_ in self._refused_by_node:
-            return  # the news that it is over is on its way; see `_give_up`
+        if id_ in self._refused_by_node or id_ in self._void:
+            return  # the news that it is over is on its way; see `_give_up` and `lost_ledger`
         self.beliefs[id_] = Belief(client, id_, devices, until)
         self.version += 1
 
@@ -357,5 +363,11 @@ def _told_by(told: agent_pb2.Hello | agent_pb2.Frame, otherwise: Told) -> Told:
     """Return the GPUs that a message tells of; it need not tell of any."""
     if not told.HasField("inventory"):
         return otherwise
-    uuids = frozenset(gpu.uuid for gpu in told.inventory.gpus)
-    return Told(uuids, len(told.inventory.missing))
+    gpus = told.inventory.gpus
+    names = frozenset(_named(gpu.uuid, in_mig_mode=gpu.mig_enabled) for gpu in gpus)
+    return Told(names, len(told.inventory.missing))
+
+
+def _named(uuid: str, *, in_mig_mode: bool) -> str:
+    """Return a GPU with what the ledger must know of it: one in MIG mode is nobody's."""
+    return f"{uuid} in MIG mode" if in_mig_mode else uuid

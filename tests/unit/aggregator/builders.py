@@ -6,15 +6,8 @@ from typing import Any
 
 from stoker.aggregator import commands
 from stoker.aggregator import events as e
-from stoker.aggregator.decisions import (
-    Allocate,
-    Queued,
-    Release,
-    Reply,
-    Round,
-    Settled,
-    Wish,
-)
+from stoker.aggregator.cordoning import CordonPolicy
+from stoker.aggregator.decisions import Round
 from stoker.aggregator.fleet import Fleet, Snapshot
 from stoker.aggregator.model import (
     Allocation,
@@ -31,7 +24,17 @@ from stoker.aggregator.model import (
     ProcessTable,
     Request,
 )
+from stoker.aggregator.upkeep import CordonWatch
+from stoker.aggregator.verdicts import GpuHealth, RepairAction, Verdict
 from stoker.aggregator.views import FleetView
+from stoker.aggregator.wishes import (
+    Allocate,
+    Queued,
+    Release,
+    Reply,
+    Settled,
+    Wish,
+)
 
 GIB = 2**30
 H100 = "NVIDIA H100 80GB HBM3"
@@ -75,10 +78,21 @@ def make_process(gpu_uuid: str, pid: int = 4242, **fields: Any) -> Process:
     return replace(Process(gpu_uuid, pid, "bob", "python train.py"), **fields)
 
 
+def make_health(
+    uuid: str, verdict: Verdict = Verdict.UNHEALTHY, check: str = "xid", **fields: Any
+) -> GpuHealth:
+    """A verdict; unless it is healthy, for a fault that only a reset mends."""
+    if verdict is Verdict.HEALTHY:
+        return replace(GpuHealth(uuid, verdict), **fields)
+    reason = f"{check} was found"
+    ill = GpuHealth(uuid, verdict, RepairAction.RESET_GPU, check, reason, since=1.0)
+    return replace(ill, **fields)
+
+
 class Scene:
     """A fleet with its nodes. What is decided is applied at once; time stands until it is moved."""
 
-    def __init__(self, *nodes: NodeFacts) -> None:
+    def __init__(self, *nodes: NodeFacts, policy: CordonPolicy | None = None) -> None:
         self.now = START
         self.fleet = Fleet()
         self.log: list[e.DurableEvent] = []
@@ -87,6 +101,7 @@ class Scene:
         self._sequences: dict[str, int] = {}
         self._sessions = 0
         self._ids = 0
+        self.watch = CordonWatch(policy or CordonPolicy())
         self._command_ids: dict[str, int] = {}
         for facts in nodes:
             self.join(facts)
@@ -127,6 +142,21 @@ class Scene:
         frame = Frame(self._sequences[node], self.now, self.now, **parts)
         session = self.fleet.status(node).session
         self.fleet.note(e.FrameArrived(self.now, node, session, frame, self.now))
+
+    def judge(self, node: str, *verdicts: GpuHealth) -> None:
+        """The node tells that these GPUs are so, and all others well; it is decided on."""
+        told = {gpu.uuid: make_health(gpu.uuid, Verdict.HEALTHY) for gpu in self.gpus_of(node)}
+        told |= {each.uuid: each for each in verdicts}
+        self.frame(node, health=tuple(told.values()))
+        self.decide()
+
+    def gpus_of(self, node: str) -> tuple[Gpu, ...]:
+        return self.fleet.nodes[node].facts.gpus
+
+    def cordons(self) -> dict[str, str]:
+        """Return why each GPU that is cordoned is."""
+        table = self.fleet.conditions.table.items()
+        return {uuid: each.cordon.reason for uuid, each in table if each.cordon is not None}
 
     def sample(self) -> None:
         """Every connected node sends samples."""
@@ -184,7 +214,7 @@ class Scene:
     def decide(self, *wishes: Wish, serve: bool = False) -> list[Reply]:
         """One round: housekeeping, the wishes, then the queue when `serve`; all of it applied."""
         nodes, self.fleet.unreconciled = self.fleet.unreconciled, set()
-        one = Round(self.fleet, self.now, self.new_id)
+        one = Round(self.fleet, self.now, self.new_id, watch=self.watch)
         one.housekeep(nodes)
         replies = [one.wish(wish) for wish in wishes]
         if serve:
@@ -262,4 +292,13 @@ def durable_tables(fleet: Fleet) -> Mapping[str, object]:
         "queue": fleet.queue(),
         "waiting": dict(fleet.waiting),
         "ended": list(fleet.ended.items()),
+        "drains": dict(fleet.drains),
+        "conditions": dict(fleet.conditions.table),
+        "failures": fleet.conditions.failures,
+        "conditions, what follows": (
+            set(fleet.conditions.notable),
+            set(fleet.conditions.cordoned_by_health),
+            dict(fleet.conditions.drains),
+            dict(fleet.conditions.told_by),
+        ),
     }

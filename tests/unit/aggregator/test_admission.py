@@ -17,6 +17,7 @@ from stoker.aggregator import events as e
 from stoker.aggregator.admission import objection
 from stoker.aggregator.model import Device, DriverState, Plan, ProcessTable, Request
 from stoker.aggregator.placement import find_place
+from stoker.aggregator.wishes import Cordon
 
 
 def planned(scene: Scene, request: Request) -> Plan:
@@ -56,6 +57,10 @@ def use_one(scene: Scene) -> None:
     scene.frame("n1", processes=ProcessTable(scene.now, (make_process("n1-1"),)))
 
 
+def cordon_one(scene: Scene) -> None:
+    scene.decide(Cordon("n1", "Xid 79", "n1-1"))
+
+
 def remove_one(scene: Scene) -> None:
     scene.change_facts("n1", gpus=make_gpus("n1", 1))
 
@@ -69,6 +74,7 @@ def remove_one(scene: Scene) -> None:
         (wait, "node n1: its newest sample is stale"),
         (take_one, "GPU n1-0 on node n1 is no longer free"),
         (use_one, "GPU n1-1 on node n1 is no longer free"),
+        (cordon_one, "GPU n1-1 on node n1 is cordoned: Xid 79"),
         (remove_one, "GPU n1-1 is no longer on node n1"),
     ],
 )

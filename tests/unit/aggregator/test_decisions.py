@@ -21,21 +21,23 @@ from stoker.aggregator.decisions import (
     REMEMBERED_MAX,
     REMEMBERED_SECONDS,
     WAITER_GRACE_SECONDS,
+    Round,
+    consider,
+    next_due,
+)
+from stoker.aggregator.fleet import Fleet
+from stoker.aggregator.model import AllocationState, Device, Plan, Refusals, Request
+from stoker.aggregator.wishes import (
     Allocate,
     Cordon,
     KeyReused,
     Queued,
     Refused,
     Release,
-    Round,
     Settled,
     Uncordon,
     Unknown,
-    consider,
-    next_due,
 )
-from stoker.aggregator.fleet import Fleet
-from stoker.aggregator.model import AllocationState, Device, Plan, Refusals, Request
 
 # --- allocate
 

@@ -1,7 +1,6 @@
 """Every filter: what fits, and what the refusal wanted, found and says."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pytest
 from tests.unit.aggregator.builders import (
@@ -18,134 +17,51 @@ from tests.unit.aggregator.builders import (
     share,
     whole,
 )
+from tests.unit.aggregator.changes import (
+    Change,
+    add_a_card,
+    assign,
+    assign_all,
+    block_driver,
+    cordon,
+    cordon_a_gpu,
+    cordon_all_gpus,
+    cordon_five_gpus,
+    disconnect,
+    go_stale,
+    lose_a_card,
+    lose_assignments,
+    lose_processes,
+    miss_a_card,
+    miss_cards_that_nobody_read,
+    nothing,
+    omit_a_card,
+    reconnect,
+    release_driver,
+    reserve,
+    set_mig,
+    share_out,
+    stay_fresh,
+    take_all,
+    take_all_but_the_cordoned,
+    take_all_but_the_missing,
+    take_six,
+    uncordon,
+    use_all_by_others,
+    use_by_hidden,
+    use_by_others,
+    use_by_owned,
+)
 
 from stoker.aggregator import events as e
 from stoker.aggregator.feasibility import could_ever_fit, refuse
 from stoker.aggregator.model import (
     DriverState,
-    GpuSample,
-    MissingGpu,
     ProcessTable,
     Refusal,
     Request,
 )
 from stoker.aggregator.placement import FILTERS_IN_WORDS
-
-Change = Callable[[Scene], None]
-
-
-def nothing(scene: Scene) -> None:
-    pass
-
-
-def cordon(scene: Scene) -> None:
-    scene.record(e.NodeCordoned(scene.now, "n1", "Xid 79"))
-
-
-def uncordon(scene: Scene) -> None:
-    cordon(scene)
-    scene.record(e.NodeUncordoned(scene.now, "n1"))
-
-
-def disconnect(scene: Scene) -> None:
-    scene.disconnect("n1", "no frame for 30s")
-
-
-def reconnect(scene: Scene) -> None:
-    scene.connect("n1")
-
-
-def block_driver(scene: Scene) -> None:
-    scene.frame("n1", driver=DriverState.BLOCKED, driver_reason="nvmlDeviceGetTemperature")
-
-
-def go_stale(scene: Scene) -> None:
-    scene.now += 4.5
-
-
-def stay_fresh(scene: Scene) -> None:
-    scene.now += 3.0
-
-
-def take_six(scene: Scene) -> None:
-    scene.grant(whole(6))
-
-
-def take_all(scene: Scene) -> None:
-    for _ in range(8):
-        scene.grant(whole())
-
-
-def share_out(scene: Scene) -> None:
-    """Every GPU of the node gives 70 of its 80 GiB away."""
-    for _ in range(8):
-        scene.grant(share(70))
-
-
-def use_by_others(scene: Scene) -> None:
-    process = make_process("n1-7", memory_used_bytes=30 * GIB)
-    scene.frame("n1", processes=ProcessTable(scene.now, (process,)))
-
-
-def use_all_by_others(scene: Scene) -> None:
-    processes = tuple(
-        make_process(f"n1-{i}", pid=100 + i, memory_used_bytes=30 * GIB) for i in range(8)
-    )
-    scene.frame("n1", processes=ProcessTable(scene.now, processes))
-
-
-def use_by_hidden(scene: Scene) -> None:
-    """Who runs there cannot be seen, nor how much memory it has."""
-    scene.change_facts("n1", gpus=make_gpus("n1", 1))
-    process = make_process("n1-0", user="", command="", memory_used_bytes=None)
-    scene.frame("n1", processes=ProcessTable(scene.now, (process,)))
-
-
-def lose_processes(scene: Scene) -> None:
-    scene.frame("n1", processes=ProcessTable(scene.now, (), unread_gpu_uuids=("n1-3",)))
-
-
-def lose_a_card(scene: Scene) -> None:
-    samples = make_samples(make_gpus("n1", 8))
-    scene.frame("n1", samples={**samples, "n1-3": GpuSample()})
-
-
-def omit_a_card(scene: Scene) -> None:
-    scene.frame("n1", samples=make_samples(make_gpus("n1", 7)))
-
-
-def add_a_card(scene: Scene) -> None:
-    scene.change_facts("n1", gpus=make_gpus("n1", 9))
-    scene.frame("n1", samples=make_samples(make_gpus("n1", 9)))
-
-
-def set_mig(scene: Scene) -> None:
-    first, *rest = make_gpus("n1", 8)
-    scene.change_facts("n1", gpus=(replace(first, mig_enabled=True), *rest))
-
-
-def reserve(scene: Scene) -> None:
-    scene.frame("n1", samples=make_samples(make_gpus("n1", 8), reserved_bytes=GIB))
-
-
-def miss_a_card(scene: Scene) -> None:
-    found = "nvmlDeviceGetPowerUsage has not returned within 1 s"
-    scene.frame("n1", missing=(MissingGpu(3, "n1-3", "driver_timeout", found),))
-
-
-def miss_cards_that_nobody_read(scene: Scene) -> None:
-    found = "it fell off the bus"
-    scene.frame("n1", missing=tuple(MissingGpu(i, "", "gpu_lost", found) for i in range(8, 13)))
-
-
-def take_all_but_the_missing(scene: Scene) -> None:
-    miss_a_card(scene)
-    scene.grant(whole(7))
-
-
-def release_driver(scene: Scene) -> None:
-    driver = DriverState.RELEASED
-    scene.frame("n1", driver=driver, driver_reason="released by root for 10m")
 
 
 @dataclass(frozen=True)
@@ -177,6 +93,10 @@ FITS = (
     Fits("the cards beside those that nobody read", whole(8), miss_cards_that_nobody_read),
     Fits("the cards that were there at the last process reading", whole(8), add_a_card),
     Fits("the cards without MIG", whole(7), set_mig),
+    Fits("the cards that are not cordoned", whole(7), cordon_a_gpu),
+    Fits("a share beside cards that are cordoned", share(80), cordon_five_gpus),
+    Fits("the cards that nobody else has handed out", whole(7), assign),
+    Fits("a share of a card that nobody else has handed out", share(80), assign),
 )
 
 
@@ -310,6 +230,16 @@ REFUSED = (
         "GPU 7 is used by PID 4242 (bob, python train.py)",
     ),
     Refused(
+        *("GPUs that are used in pods, jobs, containers and units", whole(8), use_by_owned),
+        *("gpus_free", "8", "3"),
+        "wanted 8 x GPU free on one node, 3 of 8 are: "
+        "GPU 0 is used by PID 0 (bob, python train.py, pod ml/train-0); "
+        "GPU 1 is used by PID 1 (bob, python train.py, Slurm job 7); "
+        "GPU 2 is used by PID 2 (bob, python train.py, container 0123456789ab); "
+        "GPU 3 is used by PID 3 (bob, python train.py, unit jupyter.service); "
+        "GPU 4 is used by PID 4 (bob, python train.py, pod with UID u-1)",
+    ),
+    Refused(
         *("a GPU that somebody hidden uses", whole(), use_by_hidden, "gpus_free", "1", "0"),
         "wanted 1 x GPU free on one node, 0 of 1 are: "
         "GPU 0 is used by PID 4242 (its owner is hidden)",
@@ -352,6 +282,49 @@ REFUSED = (
     Refused(
         *("a card in MIG mode", whole(8), set_mig, "gpus_free", "8", "7"),
         "wanted 8 x GPU free on one node, 7 of 8 are: MIG mode: GPU 0",
+    ),
+    Refused(
+        *("a card that is cordoned", whole(8), cordon_a_gpu, "gpus_cordoned", "8", "7"),
+        "wanted 8 x GPU on one node, 7 of 8 are not cordoned: "
+        "GPU 3 is cordoned: Xid 3 (for 1m 30s)",
+        lasting=True,
+    ),
+    Refused(
+        *("many cards that are cordoned", whole(4), cordon_five_gpus, "gpus_cordoned", "4", "3"),
+        "wanted 4 x GPU on one node, 3 of 8 are not cordoned: GPU 0 is cordoned: Xid 0 (for 0ms); "
+        "GPU 1 is cordoned: Xid 1 (for 0ms); GPU 2 is cordoned: Xid 2 (for 0ms); 2 more",
+        lasting=True,
+    ),
+    Refused(
+        *("a share of cordoned cards", share(1), cordon_all_gpus, "gpus_cordoned"),
+        *(str(GIB), "0"),
+        "wanted 1 GiB of one GPU, the largest that is not cordoned has 0 B: "
+        "GPU 0 is cordoned: Xid 0 (for 0ms); GPU 1 is cordoned: Xid 1 (for 0ms); "
+        "GPU 2 is cordoned: Xid 2 (for 0ms); 5 more",
+        lasting=True,
+    ),
+    Refused(
+        *("a full node with a cordoned card", whole(), take_all_but_the_cordoned, "gpus_free"),
+        *("1", "0"),
+        "wanted 1 x GPU free on one node, 0 of 8 are: allocated to a1; "
+        "GPU 3 is cordoned: Xid 3 (for 0ms)",
+    ),
+    Refused(
+        *("a card that others have handed out", whole(8), assign, "gpus_free", "8", "7"),
+        "wanted 8 x GPU free on one node, 7 of 8 are: GPU 2 is handed out by "
+        "kubelet: pod ml/train-0 (container c), kubelet: pod ml/train-1 (container c)",
+    ),
+    Refused(
+        *("a share of cards that others have handed out", share(1), assign_all, "memory_free"),
+        *(str(GIB), "0"),
+        "wanted 1 GiB of one GPU, at most 0 B is free on one: "
+        + "; ".join(f"GPU {i} is handed out by slurm: Slurm job {i}" for i in range(8)),
+    ),
+    Refused(
+        *("cards that others may have handed out", whole(), lose_assignments, "gpus_free"),
+        *("1", "0"),
+        "wanted 1 x GPU free on one node, 0 of 8 are: "
+        "what others have handed out is not known: the kubelet does not answer",
     ),
 )
 

@@ -31,7 +31,13 @@ from tests.unit.aggregator.playing_agent import GPU_BYTES, Agent, require_room
 
 from stoker.aggregator import commands
 from stoker.aggregator import events as e
-from stoker.aggregator.decisions import (
+from stoker.aggregator.decisions import Round
+from stoker.aggregator.fleet import Fleet, Snapshot
+from stoker.aggregator.model import (
+    AllocationState,
+    Request,
+)
+from stoker.aggregator.wishes import (
     Allocate,
     Cordon,
     KeyReused,
@@ -39,15 +45,9 @@ from stoker.aggregator.decisions import (
     Refused,
     Release,
     Reply,
-    Round,
     Settled,
     Uncordon,
     Wish,
-)
-from stoker.aggregator.fleet import Fleet, Snapshot
-from stoker.aggregator.model import (
-    AllocationState,
-    Request,
 )
 
 GPUS_PER_AGENT = 2

@@ -10,9 +10,12 @@ from tests.unit.aggregator.builders import (
 )
 
 from stoker.aggregator import events as e
-from stoker.aggregator.decisions import Refused, consider
+from stoker.aggregator.decisions import consider
 from stoker.aggregator.model import AllocationState, Refusals
 from stoker.aggregator.queueing import Hosts, Kept, kept_ahead_of
+from stoker.aggregator.wishes import (
+    Refused,
+)
 
 
 def full_node() -> tuple[Scene, list[str]]:

@@ -6,8 +6,11 @@ import pytest
 from tests.unit.aggregator.builders import GIB, START, Scene, make_facts, make_gpus, share, whole
 
 from stoker.aggregator import events as e
-from stoker.aggregator.decisions import Refused, Settled
 from stoker.aggregator.model import AllocationState, HeldAllocation, NodeFacts
+from stoker.aggregator.wishes import (
+    Refused,
+    Settled,
+)
 
 
 def held(

@@ -6,6 +6,7 @@ from tests.unit.aggregator.builders import (
     Scene,
     durable_tables,
     make_facts,
+    make_health,
     share,
     whole,
 )
@@ -15,6 +16,7 @@ from stoker.aggregator.fleet import Fleet
 from stoker.aggregator.model import (
     Request,
 )
+from stoker.aggregator.wishes import Drain
 
 # --- drafts
 
@@ -33,7 +35,10 @@ def busy_scene() -> Scene:
     scene.wait(whole(2))
     gone = scene.wait(whole(2, priority=3), wait_seconds=60.0)
     scene.fleet.note(e.WaiterDetached(scene.now, gone.id))
-    scene.record(e.NodeCordoned(scene.now, "n2", "repair"))
+    scene.record(e.NodeCordoned(scene.now, "n2", "repair", scene.now + 60.0))
+    scene.judge("n1", make_health("n1-0"))
+    scene.judge("n2", make_health("n2-0"))
+    scene.decide(Drain("n2", "fans", "n2-1", 30.0))
     return scene
 
 
@@ -54,6 +59,10 @@ EVERYTHING: tuple[e.DurableEvent, ...] = (
     e.NodeRegistered(START, make_facts("n1", 4)),
     e.NodeRegistered(START, make_facts("n3")),
     e.NodeUncordoned(START, "n2"),
+    e.GpuHealthChanged(START, "n1", "n1-1", "0000:01", make_health("n1-1")),
+    e.GpuCordoned(START, "n1", "n1-1", "xid", by_health=True, fault=("xid", 1.0)),
+    e.GpuUncordoned(START, "n1", "n1-0", by_health=False, acknowledged=("xid", 1.0)),
+    e.GpuForgotten(START, "n2", "n2-1"),
     e.NodeCordoned(START, "n1", "drain"),
     e.AllocationsForgotten(START, ("a4",)),
     e.AllocationReleasing(START, "a1", "released"),

@@ -6,7 +6,8 @@ import pytest
 from tests.unit.aggregator.builders import GIB, START, Scene, durable_tables, make_facts, whole
 
 from stoker.aggregator import events as e
-from stoker.aggregator.fleet import Fleet, InvalidTransition
+from stoker.aggregator.fleet import Fleet
+from stoker.aggregator.lives import InvalidTransition
 from stoker.aggregator.model import TRANSITIONS, AllocationState, Device
 
 DEVICES = (Device("n1-0", "H100", 0, 80 * GIB, exclusive=True),)

@@ -10,12 +10,12 @@ from tests.unit.aggregator.builders import (
 )
 
 from stoker.aggregator import events as e
-from stoker.aggregator.decisions import (
-    WAITER_GRACE_SECONDS,
-    Queued,
-)
+from stoker.aggregator.decisions import WAITER_GRACE_SECONDS
 from stoker.aggregator.fleet import Fleet
 from stoker.aggregator.model import AllocationState
+from stoker.aggregator.wishes import (
+    Queued,
+)
 
 
 def test_waiting_request_is_granted_under_its_own_id() -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from stoker.aggregator.config import AggregatorConfig, MetricsConfig, load, settle
+from stoker.aggregator.cordoning import CordonAt, CordonPolicy
 from stoker.core.addresses import Address
 from stoker.core.config import defaults_yaml
 from stoker.core.daemons import LogLevel
@@ -64,3 +65,33 @@ def test_printed_defaults_are_a_configuration(tmp_path: Path) -> None:
     file.write_text(defaults_yaml(AggregatorConfig), encoding="utf-8")
     environ = {"STATE_DIRECTORY": "/s"}
     assert load(file, environ, {}) == settle(AggregatorConfig(), environ, is_root=True)
+
+
+def test_cordoning_is_what_is_written(tmp_path: Path) -> None:
+    file = tmp_path / "aggregator.yaml"
+    file.write_text(
+        "health: {cordon_at: degraded, cordon_share_max: 0.1, cordon_gpus_min: 2,\n"
+        "  uncordon_after_seconds: 5m, lemon_days: 7}\ndata_dir: /d\n",
+        encoding="utf-8",
+    )
+    settings = load(file, {}, {})
+    assert settings.cordoning == CordonPolicy(CordonAt.DEGRADED, 0.1, 2, 300.0)
+    assert settings.lemons.window_seconds == 7 * 86_400.0
+    assert load(None, {"STATE_DIRECTORY": "/s"}, {}).cordoning == CordonPolicy()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("CORDON_AT", "unknown"),
+        ("CORDON_SHARE_MAX", "1.1"),
+        ("CORDON_SHARE_MAX", "20%"),
+        ("CORDON_GPUS_MIN", "-1"),
+        ("UNCORDON_AFTER_SECONDS", "-1s"),
+        ("LEMON_DAYS", "91"),
+        ("LEMON_DAYS", "0"),
+    ],
+)
+def test_cordoning_that_cannot_be_is_named(key: str, value: str) -> None:
+    with pytest.raises(BadInput, match=key):
+        load(None, {f"STOKER_AGGREGATOR_HEALTH_{key}": value}, {})

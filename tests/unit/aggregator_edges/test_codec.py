@@ -8,6 +8,7 @@ from tests.conftest import Golden
 from stoker.aggregator import codec
 from stoker.aggregator import events as e
 from stoker.aggregator.fleet import Snapshot
+from stoker.aggregator.lemons import Failure
 from stoker.aggregator.model import (
     Allocation,
     AllocationState,
@@ -16,6 +17,14 @@ from stoker.aggregator.model import (
     Node,
     NodeFacts,
     Request,
+)
+from stoker.aggregator.verdicts import (
+    Condition,
+    GpuCordon,
+    GpuHealth,
+    HealthFault,
+    RepairAction,
+    Verdict,
 )
 
 SHARE = Request(1, "ann", 60.0, memory_bytes=5 << 30, model="H100", labels={"job": "träin"})
@@ -41,11 +50,35 @@ FACTS = NodeFacts(
         Gpu("GPU-2", "Tesla T4", 1, 15 << 30, number=2, minor_number=1),
     ),
 )
+ILL = GpuHealth(
+    *("GPU-1", Verdict.UNHEALTHY, RepairAction.REBOOT, "xid", "Xid 79: lost", 3.0),
+    faults=(
+        HealthFault(
+            *("xid", "79", Verdict.UNHEALTHY, RepairAction.REBOOT, "Xid 79: lost", 3.0, 3.125, 2)
+        ),
+    ),
+)
+# As stokers wrote them before GPUs were judged; their ledgers are read for ever.
+OLD_EVENTS: tuple[tuple[str, str, e.DurableEvent], ...] = (
+    (
+        *("NodeCordoned", '{"at":2.0,"node":"n1","reason":"Xid 79"}'),
+        e.NodeCordoned(2.0, "n1", "Xid 79"),
+    ),
+)
+OLD_SNAPSHOT = (
+    '{"version":7,"nodes":[{"facts":{"name":"n1","incarnation":"i","boot_id":"b",'
+    '"agent_version":"1","simulated":true},"registered_at":1.0,"version":1,"cordoned":"fans"}],'
+    '"allocations":[]}'
+)
 # One of every kind, with what is optional given and not given.
 EVENTS: tuple[e.DurableEvent, ...] = (
     e.NodeRegistered(1.5, FACTS),
-    e.NodeCordoned(2.0, "n1", "Xid 79"),
+    e.NodeCordoned(2.0, "n1", "Xid 79", drain_at=62.0),
     e.NodeUncordoned(3.0, "n1"),
+    e.GpuHealthChanged(3.25, "n1", "GPU-1", "00000000:1B:00.0", ILL),
+    e.GpuForgotten(3.5, "n1", "GPU-2"),
+    e.GpuCordoned(3.5, "n1", "GPU-1", "Xid 79: lost", by_health=True, fault=("xid", 3.0)),
+    e.GpuUncordoned(3.75, "n1", "GPU-1", by_health=False, acknowledged=("xid", 3.0)),
     e.AllocationRequested(4.0, "a1", SHARE, "key", 604.0),
     e.AllocationGranted(5.25, "a1", SHARE, "key", 4.0, "n1", DEVICES),
     e.AllocationAdopted(6.0, "a2", GANG, "n1", DEVICES),
@@ -72,6 +105,18 @@ def test_stored_form_stays_as_it_is(golden: Golden) -> None:
     golden("ledger_events.txt", "\n".join(lines) + "\n")
 
 
+@pytest.mark.parametrize(("kind", "payload", "event"), OLD_EVENTS)
+def test_event_of_an_older_stoker_is_read(kind: str, payload: str, event: e.DurableEvent) -> None:
+    assert codec.decode_event(kind, payload) == event
+
+
+def test_snapshot_of_an_older_stoker_is_read() -> None:
+    snapshot = codec.decode_snapshot(7, [OLD_SNAPSHOT])
+    (node,) = snapshot.nodes
+    assert (node.cordoned, node.drain_at) == ("fans", None)
+    assert (snapshot.conditions, snapshot.failures) == ((), ())
+
+
 def test_field_that_a_later_version_adds_is_left_out() -> None:
     kind, payload = codec.encode_event(EVENTS[1])
     later = json.dumps({**json.loads(payload), "by": "carol"})
@@ -92,11 +137,22 @@ def test_text_that_is_no_event_is_explained(kind: str, payload: str, word: str) 
         codec.decode_event(kind, payload)
 
 
-@pytest.mark.parametrize(("nodes", "allocations"), [(0, 0), (1, 0), (0, 1), (1001, 500), (3, 1501)])
-def test_snapshot_is_read_as_it_was_written(nodes: int, allocations: int) -> None:
+@pytest.mark.parametrize(
+    ("nodes", "allocations", "conditions", "failures"),
+    [(0, 0, 0, 0), (1, 0, 0, 1), (0, 1, 1, 0), (1001, 500, 501, 499), (3, 1501, 1, 1)],
+)
+def test_snapshot_is_read_as_it_was_written(
+    nodes: int, allocations: int, conditions: int, failures: int
+) -> None:
     allocation = Allocation("a", AllocationState.GRANTED, SHARE, 1.0, 2, devices=DEVICES)
+    cordon = GpuCordon(2.0, "Xid 79", by_health=True, drain_at=None, fault=("xid", 3.0))
+    condition = Condition("GPU-1", "n1", "s", ILL, 2.0, cordon, ("xid", None), ("xid", 3.0))
     snapshot = Snapshot(
-        7, (Node(FACTS, registered_at=1.0, version=1),) * nodes, (allocation,) * allocations
+        7,
+        (Node(FACTS, registered_at=1.0, version=1, cordoned="fans", drain_at=9.0),) * nodes,
+        (allocation,) * allocations,
+        (condition,) * conditions,
+        (Failure(2.0, "GPU-1", "n1", "s", "xid 79"),) * failures,
     )
     parts = list(codec.encode_snapshot(snapshot))
     assert len(parts) == codec.count_parts(snapshot)

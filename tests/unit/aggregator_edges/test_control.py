@@ -1,16 +1,23 @@
 """The loop that decides: together, durably, in order; and what it does when the store refuses."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from tests.unit.aggregator.builders import make_facts, make_samples, whole
+from tests.unit.aggregator.builders import make_facts, make_health, make_samples, whole
 
 from stoker.aggregator import events as e
-from stoker.aggregator.control import STANDSTILL_SECONDS, STUCK_SECONDS, Control
-from stoker.aggregator.decisions import Allocate, Queued, Refused, Release, Settled
+from stoker.aggregator.control import (
+    OBSERVE_SECONDS,
+    STANDSTILL_SECONDS,
+    STUCK_SECONDS,
+    TICK_SECONDS,
+    Control,
+)
+from stoker.aggregator.findings import Findings
 from stoker.aggregator.ledger import Ledger
 from stoker.aggregator.meters import Meters
 from stoker.aggregator.model import (
@@ -22,6 +29,15 @@ from stoker.aggregator.model import (
     ProcessTable,
 )
 from stoker.aggregator.store import Outcome, Store
+from stoker.aggregator.verdicts import Verdict
+from stoker.aggregator.wishes import (
+    Allocate,
+    Drain,
+    Queued,
+    Refused,
+    Release,
+    Settled,
+)
 from stoker.core.errors import StoreFull
 from stoker.testing.clock import VirtualClock
 
@@ -66,7 +82,8 @@ class Scene:
         self.meters = meters
         self.ledger = Ledger(store, meters, self.clock.now())
         self.line = Line()
-        self.control = Control(self.ledger, self.line, meters, self.clock)
+        self.findings = Findings()
+        self.control = Control(self.ledger, self.line, meters, self.clock, findings=self.findings)
 
     async def connect(self, gpus: int = 8) -> None:
         facts = make_facts("n1", gpus)
@@ -305,3 +322,51 @@ async def test_nothing_to_do_is_no_round(tmp_path: Path) -> None:
         await scene.clock.advance(10.0)
         assert scene.rounds() == before
         assert scene.control.trouble() == ""
+
+
+async def comes(scene: Scene, is_there: Callable[[], bool]) -> float:
+    """Return when it is so, a tick late at most and what the disk took; time passes meanwhile."""
+    async with asyncio.timeout(10):
+        while not is_there():
+            await scene.clock.advance(TICK_SECONDS)
+            await asyncio.sleep(0.001)
+    return scene.clock.now()
+
+
+async def test_verdict_of_a_node_is_acted_on_when_it_comes_and_when_time_has_passed(
+    tmp_path: Path,
+) -> None:
+    async with running(tmp_path) as scene:
+        await scene.connect(gpus=1)
+        cordon_of = scene.ledger.fleet.conditions.cordon_of
+        scene.report(health=(make_health("n1-0"),))
+        await comes(scene, lambda: cordon_of("n1-0") is not None)
+        well_at = scene.clock.now()
+        scene.report(health=(make_health("n1-0", Verdict.HEALTHY),))
+        assert await comes(scene, lambda: cordon_of("n1-0") is None) >= well_at + 60.0
+        await scene.clock.advance(1.0)
+        before = scene.rounds()
+        await scene.clock.advance(10.0)
+        assert scene.rounds() == before, "there is nothing to do any more"
+
+
+async def test_drain_ends_what_is_held_without_anybody_asking(tmp_path: Path) -> None:
+    async with running(tmp_path) as scene:
+        await scene.connect()
+        mine = await scene.control.wish(Allocate(whole(ttl_seconds=1e6)))
+        assert isinstance(mine, Settled)
+        asked_at = scene.clock.now()
+        await scene.control.wish(Drain("n1", "fans", grace_seconds=60.0))
+        ended_at = await comes(scene, lambda: scene.state(mine.id) is AllocationState.RELEASING)
+        assert ended_at >= asked_at + 60.0
+
+
+async def test_gangs_are_compared_every_ten_seconds(tmp_path: Path) -> None:
+    async with running(tmp_path) as scene:
+        await scene.connect()
+        observed: list[float] = []
+        scene.findings.observe = lambda fleet, now: observed.append(now)  # type: ignore[method-assign]
+        await scene.clock.advance(60.0)
+        assert 5 <= len(observed) <= 6
+        gaps = [later - earlier for earlier, later in pairwise(observed)]
+        assert all(gap > OBSERVE_SECONDS - TICK_SECONDS for gap in gaps)

@@ -3,10 +3,18 @@
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from tests.conftest import Golden
-from tests.unit.aggregator.builders import GIB, make_facts, make_gpus, make_process, share, whole
+from tests.unit.aggregator.builders import (
+    GIB,
+    make_facts,
+    make_gpus,
+    make_health,
+    make_process,
+    share,
+    whole,
+)
 
 from stoker.aggregator import events as e
-from stoker.aggregator.exporter import FleetCollector, take_picture
+from stoker.aggregator.exporter import FleetCollector
 from stoker.aggregator.fleet import Fleet
 from stoker.aggregator.meters import Meters
 from stoker.aggregator.model import (
@@ -17,6 +25,8 @@ from stoker.aggregator.model import (
     MissingGpu,
     ProcessTable,
 )
+from stoker.aggregator.picture import take_picture
+from stoker.aggregator.verdicts import RepairAction, Verdict
 
 NOW = 1_000.0
 
@@ -55,6 +65,66 @@ def make_fleet() -> Fleet:
     )
     fleet.note(e.FrameArrived(NOW, "n1", 1, frame, NOW))
     return fleet
+
+
+def make_ailing_fleet() -> Fleet:
+    """Two of four GPUs of n1 are not well, one is lost, two are cordoned; n2 judged nothing."""
+    fleet = Fleet()
+    fleet.apply(e.NodeRegistered(NOW, make_facts("n1", 4)), 1)
+    fleet.apply(e.NodeRegistered(NOW, make_facts("n2", 1)), 2)
+    verdicts = (
+        make_health("n1-0", Verdict.HEALTHY),
+        make_health("n1-1"),
+        make_health("n1-2", Verdict.DEGRADED, "thermal", action=RepairAction.DRAIN),
+        make_health("n1-3"),
+    )
+    events: list[e.DurableEvent] = [
+        *(e.GpuHealthChanged(NOW, "n1", each.uuid, "", each) for each in verdicts),
+        e.GpuCordoned(NOW, "n1", "n1-1", "xid", by_health=True, fault=verdicts[1].fault),
+        e.GpuCordoned(NOW, "n1", "n1-2", "hot", by_health=False),
+    ]
+    for version, event in enumerate(events, 3):
+        fleet.apply(event, version)
+    fleet.note(e.AgentConnected(NOW, "n1", 1, (), 0))
+    fleet.note(e.FrameArrived(NOW, "n1", 1, Frame(1, NOW, 0.0, health=verdicts), NOW))
+    return fleet
+
+
+def test_page_of_health_is_as_reviewed(golden: Golden) -> None:
+    registry = CollectorRegistry()
+    fleet = make_ailing_fleet()
+    registry.register(FleetCollector(lambda: take_picture(fleet, NOW), "9.9"))
+    page = generate_latest(registry).decode().splitlines()
+    told = ("stoker_fleet_gpu_verdict", "stoker_fleet_gpu_unhealthy", "stoker_fleet_gpu_cordon")
+    lines = [line for line in page if any(name in line for name in (*told, "findings"))]
+    golden("aggregator_metrics_health.txt", "\n".join(lines) + "\n")
+
+
+def test_verdict_counts_as_the_ledger_has_it_while_a_node_is_away() -> None:
+    fleet = make_ailing_fleet()
+    registry = CollectorRegistry()
+    registry.register(FleetCollector(lambda: take_picture(fleet, NOW), "9.9"))
+    before = by_label(registry, "stoker_fleet_gpu_verdicts", "verdict")
+    assert before == {"healthy": 1, "degraded": 1, "unhealthy": 2, "unknown": 1}
+    fleet.note(e.AgentConnected(NOW, "n1", 2, (), 0))
+    assert by_label(registry, "stoker_fleet_gpu_verdicts", "verdict") == before
+
+
+def test_cordon_that_is_withheld_is_counted() -> None:
+    fleet = make_ailing_fleet()
+    registry = CollectorRegistry()
+    registry.register(FleetCollector(lambda: take_picture(fleet, NOW), "9.9"))
+    for name, value in (("max", 1.0), ("withheld", 1.0)):
+        assert registry.get_sample_value(f"stoker_fleet_gpu_cordons_{name}") == value
+
+
+def test_card_that_two_nodes_list_counts_once() -> None:
+    fleet = make_ailing_fleet()
+    fleet.apply(e.NodeRegistered(NOW, make_facts("n3", make_gpus("n1", 4))), 20)
+    registry = CollectorRegistry()
+    registry.register(FleetCollector(lambda: take_picture(fleet, NOW), "9.9"))
+    assert sum(by_label(registry, "stoker_fleet_gpu_verdicts", "verdict").values()) == 5
+    assert by_label(registry, "stoker_fleet_gpu_unhealthy", "node") == {"n1": 1.0}
 
 
 def registry_at(now: float) -> CollectorRegistry:

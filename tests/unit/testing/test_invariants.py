@@ -8,7 +8,7 @@ import pytest
 
 from stoker.agent.journal import encode_batch
 from stoker.agent.records import AllocationHeld
-from stoker.aggregator.events import FrameArrived
+from stoker.aggregator.events import FrameArrived, GpuCordoned
 from stoker.aggregator.model import (
     Allocation,
     AllocationState,
@@ -129,6 +129,22 @@ def leave_waiting(world: World) -> None:
     world.aggregator.fleet.waiting["waiting"] = (0, 1)
 
 
+def cordon_all(world: World, reason: str, *, by_health: bool) -> None:
+    fleet, now = world.aggregator.fleet, world.aggregator.clock.now()
+    for name, node in fleet.nodes.items():
+        for gpu in node.facts.gpus:
+            cordoned = GpuCordoned(now, name, gpu.uuid, reason, by_health=by_health)
+            fleet.apply(cordoned, fleet.version + 1)
+
+
+def cordon_everything(world: World) -> None:
+    cordon_all(world, "it is ill", by_health=True)
+
+
+def cordon_without_a_word(world: World) -> None:
+    cordon_all(world, "", by_health=False)
+
+
 TAMPERED: tuple[tuple[Callable[[World], None], Callable[[World], None]], ...] = (
     (grant_twice, invariants.the_ledger_is_not_over_committed),
     (grant_too_much, invariants.the_ledger_is_not_over_committed),
@@ -138,6 +154,8 @@ TAMPERED: tuple[tuple[Callable[[World], None], Callable[[World], None]], ...] = 
     (lose_a_grant, invariants.acknowledged_grants_are_in_the_ledger),
     (move_a_grant, invariants.acknowledged_grants_are_in_the_ledger),
     (end_what_is_held, invariants.what_has_ended_is_held_by_nobody),
+    (cordon_everything, invariants.few_gpus_are_cordoned_for_their_health),
+    (cordon_without_a_word, invariants.few_gpus_are_cordoned_for_their_health),
     (silence_an_agent, liveness.everybody_is_up_and_heard),
     (leave_a_gpu_unknown, liveness.everybody_is_up_and_heard),
     (leave_a_gpu_out, liveness.everybody_is_up_and_heard),
