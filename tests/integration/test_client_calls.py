@@ -118,6 +118,47 @@ def test_what_states_a_wish_is_sent_again(fleet: Fleet, served: Served) -> None:
     served.service.lost_replies = 2
     assert fleet.cordon("n1", "fan is loud").cordoned == "fan is loud"
     assert len(served.service.called("Release")) == len(served.service.called("Cordon")) == 3
+    served.service.lost_replies = 2
+    assert fleet.drain("n1", "fan is loud").cordoned == "fan is loud"
+    served.service.lost_replies = 2
+    assert fleet.uncordon("n1").cordoned is None
+    served.service.lost_replies = 2
+    assert fleet.health().gpus_total == 1
+    for method in ("Drain", "Uncordon", "ListHealth"):
+        assert len(served.service.called(method)) == 3, method
+
+
+def test_one_gpu_is_kept_from_use_and_let_back(fleet: Fleet, served: Served) -> None:
+    node = fleet.cordon("n1", "fan is loud", "GPU-1")
+    assert node.cordoned is None
+    assert node.gpus[0].cordon is not None
+    assert (node.gpus[0].cordon.reason, node.gpus[0].cordon.drain_at) == ("fan is loud", None)
+    drained = fleet.drain("n1", "to be replaced", "GPU-1", grace_seconds=600.0).gpus[0].cordon
+    assert drained is not None
+    assert drained.drain_at is not None
+    (sent,) = served.service.called("Drain")
+    assert (sent.gpu_uuid, sent.grace_seconds) == ("GPU-1", 600.0)
+    assert fleet.uncordon("n1", "GPU-1").gpus[0].cordon is None
+
+
+def test_drain_without_a_grace_has_no_end(fleet: Fleet, served: Served) -> None:
+    assert fleet.drain("n1", "to be replaced").drain_at is None
+    fleet.drain("n1", "to be replaced", grace_seconds=0.0)
+    waits, ends = served.service.called("Drain")
+    assert (waits.HasField("grace_seconds"), ends.HasField("grace_seconds")) == (False, True)
+
+
+def test_grace_is_seconds(fleet: Fleet, served: Served) -> None:
+    for grace in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(InvalidRequest, match="grace_seconds: wanted seconds"):
+            fleet.drain("n1", "to be replaced", grace_seconds=grace)
+    assert served.service.called("Drain") == []
+
+
+def test_health_asks_for_the_healthy_ones_only_where_told(fleet: Fleet, served: Served) -> None:
+    fleet.health()
+    fleet.health(include_healthy=True)
+    assert [each.include_healthy for each in served.service.called("ListHealth")] == [False, True]
 
 
 def test_every_other_call_arrives(fleet: Fleet) -> None:

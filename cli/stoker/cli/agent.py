@@ -11,6 +11,8 @@ import msgspec
 from stoker.cli import render_agent, screen
 from stoker.cli.agent_socket import VARIABLE, socket_paths
 from stoker.cli.daemons import run_agent
+from stoker.cli.doctor import doctor
+from stoker.cli.gpus import checked_gpu
 from stoker.cli.settings import Settings, json_option
 from stoker.cli.text import as_json, document
 from stoker.core import local
@@ -32,6 +34,7 @@ def profiling() -> None:
 
 
 agent.add_command(run_agent)
+agent.add_command(doctor)
 
 
 def socket_option(command: C) -> C:
@@ -56,7 +59,10 @@ def for_option(command: C) -> C:
 @socket_option
 @click.pass_obj
 def status(settings: Settings, socket: Path | None) -> None:
-    """Show how the agent is: the driver, the GPUs, what is held, who uses them, the link."""
+    """Show how the agent is: driver, GPUs and their health, who uses them, the link.
+
+    UNATTRIBUTED is memory in use that no process accounts for.
+    """
     answer = _ask(settings, socket, local.AskStatus(), local.Status)
     _show(settings, answer, render_agent.status)
 
@@ -71,7 +77,8 @@ def release(settings: Settings, socket: Path | None, duration: str | None) -> in
 
     Returns once it has no handle open any more. Nothing is read and nothing is placed on this host
     until `stoker agent resume`, or until the time of --for is over; a restart of the agent does not
-    change that. Allocations stay held, and what runs on the GPUs is left alone.
+    change that. Allocations stay held, and what runs on the GPUs is left alone. Who else has device
+    files of the driver open is named: they keep it loaded.
     """
     answer = _ask(settings, socket, local.AskRelease(_seconds(duration)), local.Released)
     _show(settings, answer, render_agent.released)
@@ -86,6 +93,21 @@ def resume(settings: Settings, socket: Path | None) -> None:
     """Have the agent take the driver again."""
     answer = _ask(settings, socket, local.AskResume(), local.Resumed)
     _show(settings, answer, render_agent.resumed)
+
+
+@agent.command("set-healthy")
+@json_option
+@socket_option
+@click.argument("gpu", metavar="GPU")
+@click.pass_obj
+def set_healthy(settings: Settings, socket: Path | None, gpu: str) -> None:
+    """Forget the faults of GPU, by its number or its UUID: it was mended, inspected or replaced.
+
+    What is still so is found again at the next look.
+    """
+    request = local.AskSetHealthy(checked_gpu(gpu, "GPU"))
+    answer = _ask(settings, socket, request, local.SetHealthy)
+    _show(settings, answer, render_agent.set_healthy)
 
 
 @profiling.command("pause")

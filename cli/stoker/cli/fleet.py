@@ -1,16 +1,16 @@
-"""The verbs that look at the fleet and change it in one call: status, why, release, cordon."""
+"""The verbs that look at the fleet or give back what it granted: status, health, why, release."""
 
 import time
 from typing import Any
 
 import click
 
-from stoker.cli import documents, render, screen
+from stoker.cli import documents, render, render_health, screen
 from stoker.cli.ordering import in_order
 from stoker.cli.settings import Settings, fleet_options
 from stoker.cli.text import as_json, document, one_line
 from stoker.cli.wishes import wish_of, wish_options
-from stoker.client import AllocationState, Node
+from stoker.client import AllocationState
 from stoker.client.channel import RELEASE_WAIT_SECONDS
 from stoker.client.environment import default_holder
 
@@ -28,6 +28,24 @@ def status(settings: Settings, include_ended: bool) -> None:
         print(as_json(documents.status(nodes, allocations)))
         return
     screen.show(render.status(nodes, allocations, fleet.address, time.time()))
+
+
+@click.command()
+@fleet_options
+@click.option("--all", "include_healthy", is_flag=True, help="Show healthy GPUs too.")
+@click.pass_obj
+def health(settings: Settings, include_healthy: bool) -> None:
+    """Show which GPUs are not well or cordoned, why, and what mends them.
+
+    Then what the fleet noticed by comparing: a GPU or a slot that keeps failing (a lemon), a GPU
+    that lags behind the others of its allocation (a straggler).
+    """
+    with settings.connect() as fleet:
+        found = fleet.health(include_healthy=include_healthy)
+    if settings.json:
+        print(as_json(document(found)))
+    else:
+        screen.show(render_health.health(found, fleet.address, time.time()))
 
 
 @click.command()
@@ -81,32 +99,3 @@ def release(
                 print(f"{one_line(answer.id)} {one_line(found)}")
     if settings.json:
         print(as_json({"allocations": released}))
-
-
-@click.command()
-@fleet_options
-@click.option("--reason", required=True, metavar="TEXT", help="Shown in every refusal.")
-@click.argument("node")
-@click.pass_obj
-def cordon(settings: Settings, node: str, reason: str) -> None:
-    """Let nothing new go to NODE; what it holds stays."""
-    with settings.connect() as fleet:
-        _print_node(settings, fleet.cordon(node, reason))
-
-
-@click.command()
-@fleet_options
-@click.argument("node")
-@click.pass_obj
-def uncordon(settings: Settings, node: str) -> None:
-    """Let allocations go to NODE again."""
-    with settings.connect() as fleet:
-        _print_node(settings, fleet.uncordon(node))
-
-
-def _print_node(settings: Settings, node: Node) -> None:
-    if settings.json:
-        print(as_json(document(node)))
-        return
-    now = "not cordoned" if node.cordoned is None else f"cordoned: {node.cordoned}"
-    print(one_line(f"{node.name} {now}"))

@@ -1,17 +1,28 @@
 """Values as tables for people: the fleet, an allocation, an explanation. Nothing here prints."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import groupby, islice
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
 from stoker.cli.columns import Columns
 from stoker.cli.text import one_line
-from stoker.client import Allocation, Explanation, Gpu, MissingGpu, Node, Nodes, NodeState, Request
+from stoker.cli.wording import ABSENT, ago, counted, verdict_and_action, words
+from stoker.client import (
+    Allocation,
+    Explanation,
+    Gpu,
+    GpuVerdict,
+    MissingGpu,
+    Node,
+    Nodes,
+    NodeState,
+    Process,
+    Request,
+)
 from stoker.core.units import format_bytes, format_duration
 
-ABSENT = "-"
 _STATE_STYLES = {
     NodeState.READY: "green",
     NodeState.STALE: "yellow",
@@ -25,7 +36,7 @@ def status(
     """Return the fleet as three tables: nodes, GPUs, allocations."""
     parts: list[RenderableType] = [_headline(nodes, allocations, address)]
     if nodes.nodes:
-        parts += ["", _node_table(nodes.nodes, now), "", gpu_table(nodes.nodes)]
+        parts += ["", _node_table(nodes.nodes, now), "", gpu_table(nodes.nodes, is_folded=True)]
     if allocations:
         parts += ["", _allocation_table(allocations, now)]
     return Group(*parts)
@@ -36,13 +47,14 @@ def _headline(nodes: Nodes, allocations: Sequence[Allocation], address: str) -> 
     taken = sum(bool(gpu.allocation_ids) for gpu in gpus)
     waiting = sum(each.queue_position is not None for each in allocations)
     counts = [
-        _counted(len(nodes.nodes), "node"),
-        f"{_counted(len(gpus), 'GPU')}, {taken} allocated",
+        counted(len(nodes.nodes), "node"),
+        f"{counted(len(gpus), 'GPU')}, {taken} allocated",
         f"{waiting} waiting",
+        *_unwell_count(gpus),
     ]
     simulated = sum(node.simulated for node in nodes.nodes)
     if simulated:
-        counts.append(f"{_counted(simulated, 'node')} SIMULATED")
+        counts.append(f"{counted(simulated, 'node')} SIMULATED")
     return Text(f"{address} (stoker {nodes.aggregator_version}): {'; '.join(counts)}")
 
 
@@ -54,13 +66,13 @@ def _node_table(nodes: Iterable[Node], now: float) -> Columns:
     )
     for node in nodes:
         table.add(
-            _text(node.name),
-            _text(node.state, _STATE_STYLES.get(node.state, "")),
-            _text(_gpu_counts(node)),
-            _text(node.pool or ABSENT),
-            _text(node.driver_version or ABSENT),
-            _text(_ago(node.last_sample_at, now)),
-            _note(node),
+            words(node.name),
+            words(node.state, _STATE_STYLES.get(node.state, "")),
+            words(_gpu_counts(node)),
+            words(node.pool or ABSENT),
+            words(node.driver_version or ABSENT),
+            words(ago(node.last_sample_at, now, "never")),
+            _note(node, now),
         )
     return table
 
@@ -72,38 +84,58 @@ def _gpu_counts(node: Node) -> str:
     return ", ".join(f"{count} x {model}" for model, count in counts.items()) or "none"
 
 
-def _note(node: Node) -> Text:
+def _note(node: Node, now: float) -> Text:
     note = Text()
     parts: list[tuple[str, str]] = []
     if node.simulated:
         parts.append(("SIMULATED", "bold magenta"))
     if node.cordoned is not None:
         parts.append((f"cordoned: {node.cordoned}", "yellow"))
+    if node.drain_at is not None:
+        left = format_duration(max(0.0, node.drain_at - now))
+        parts.append((f"draining: what it holds is ended in {left}", "yellow"))
     if node.state_reason:
         parts.append((node.state_reason, ""))
+    if node.assignments_unknown:
+        parts.append((f"what others have handed out: {node.assignments_unknown}", "yellow"))
     parts += [(f"GPU {each.index} is out: {each.reason}", "red") for each in node.missing_gpus]
     for number, (part, style) in enumerate(parts):
         note.append("; " if number else "")
-        note.append_text(_text(part, style))
+        note.append_text(words(part, style))
     return note
 
 
-def gpu_table(nodes: Iterable[Node], rows_max: int | None = None) -> Columns:
-    """Return a line for each GPU, the first `rows_max` of them."""
+def gpu_table(
+    nodes: Sequence[Node], rows_max: int | None = None, *, is_folded: bool = False
+) -> Columns:
+    """Return a row for each GPU, the first `rows_max` of them; a line each unless it is folded.
+
+    There is a column for health where a GPU is not well.
+    """
+    names = ["NODE", "GPU", "MODEL", "MEMORY", "UTIL", "TEMP", "POWER", "HEALTH", "HELD BY", "UUID"]
+    shows_health = any(_is_unwell(gpu) for node in nodes for gpu in node.gpus)
+    if not shows_health:
+        names.remove("HEALTH")
     table = Columns(
-        ("NODE", "GPU", "MODEL", "MEMORY", "UTIL", "TEMP", "POWER", "HELD BY", "UUID"),
+        names,
         numbers=("GPU", "MEMORY", "UTIL", "TEMP", "POWER"),
-        dispensable=("UUID", "MODEL", "POWER", "TEMP", "HELD BY"),
+        prose="HELD BY" if is_folded else None,
+        cut=None if is_folded else "HELD BY",
+        dispensable=("UUID", "MODEL", "POWER", "TEMP", "UTIL", "HEALTH", "HELD BY"),
     )
-    for row in islice(_gpu_rows(nodes), rows_max):
-        table.add(*(_text(cell) for cell in row))
+    for cells, health in islice(_gpu_rows(nodes), rows_max):
+        row = [words(cell) for cell in cells]
+        if shows_health:
+            row.insert(names.index("HEALTH"), health)
+        table.add(*row)
     return table
 
 
-def _gpu_rows(nodes: Iterable[Node]) -> Iterator[tuple[str, ...]]:
+def _gpu_rows(nodes: Iterable[Node]) -> Iterator[tuple[tuple[str, ...], Text]]:
+    """Yield the cells of each GPU, its health apart."""
     for node in nodes:
         for gpu in node.gpus:
-            yield (
+            cells = (
                 node.name,
                 str(gpu.index),
                 gpu.model + (" SIMULATED" if node.simulated else ""),
@@ -114,9 +146,25 @@ def _gpu_rows(nodes: Iterable[Node]) -> Iterator[tuple[str, ...]]:
                 _held_by(gpu, node),
                 gpu.uuid,
             )
+            yield cells, _health(gpu)
         for missing in _unknown(node):
-            cells = (ABSENT,) * 5
-            yield node.name, str(missing.index), *cells, _out(missing), missing.uuid or ABSENT
+            read = (ABSENT,) * 5
+            out = (_out(missing), missing.uuid or ABSENT)
+            yield (node.name, str(missing.index), *read, *out), words(ABSENT)
+
+
+def _is_unwell(gpu: Gpu) -> bool:
+    return gpu.health is not None and gpu.health.verdict is not GpuVerdict.HEALTHY
+
+
+def _unwell_count(gpus: Iterable[Gpu]) -> list[str]:
+    unwell = sum(map(_is_unwell, gpus))
+    return [f"{counted(unwell, 'GPU')} not healthy"] if unwell else []
+
+
+def _health(gpu: Gpu) -> Text:
+    found = gpu.health
+    return words(ABSENT) if found is None else verdict_and_action(found.verdict, found.action)
 
 
 def _unknown(node: Node) -> list[MissingGpu]:
@@ -139,12 +187,35 @@ def _measured(value: float | None, scale: float, unit: str) -> str:
 
 
 def _held_by(gpu: Gpu, node: Node) -> str:
-    foreign = [process for process in gpu.processes if not process.allocation_id]
-    users = [f"{each.user or 'unknown'}'s process {each.pid}" for each in foreign]
+    assigned = dict.fromkeys(each.holder or each.by or "somebody" for each in gpu.assignments)
+    # The processes of those to whom it is assigned are named with the assignment.
+    others = [each for each in gpu.processes if _part_of(each) not in assigned]
+    users = [*assigned, *_foreign(others)]
     users += [_out(each) for each in node.missing_gpus if each.uuid == gpu.uuid]
+    held = [*gpu.allocation_ids, *users]
+    if gpu.cordon is not None:
+        return ", ".join([*held, "cordoned" if gpu.cordon.drain_at is None else "draining"])
     # What could not be read is not known to be free.
-    is_known = node.state is NodeState.READY and gpu.last_sample_at is not None
-    return ", ".join([*gpu.allocation_ids, *users]) or ("free" if is_known else ABSENT)
+    is_known = (
+        node.state is NodeState.READY
+        and gpu.last_sample_at is not None
+        and not node.assignments_unknown
+    )
+    return ", ".join(held) or ("free" if is_known else ABSENT)
+
+
+def _foreign(processes: Iterable[Process]) -> Iterator[str]:
+    """Yield whose processes are on a GPU beside our allocations, and what they are part of."""
+    foreign = [each for each in processes if not each.allocation_id]
+    for (user, part_of), group in groupby(foreign, key=lambda each: (each.user, _part_of(each))):
+        pids = [str(each.pid) for each in group]
+        noun = "process" if len(pids) == 1 else "processes"
+        where = f" in {part_of}" if part_of else ""
+        yield f"{user or 'unknown'}'s {noun} {', '.join(pids)}{where}"
+
+
+def _part_of(process: Process) -> str:
+    return "" if process.owner is None else process.owner.described()
 
 
 def _allocation_table(allocations: Iterable[Allocation], now: float) -> Columns:
@@ -155,13 +226,13 @@ def _allocation_table(allocations: Iterable[Allocation], now: float) -> Columns:
     )
     for each in allocations:
         table.add(
-            _text(each.id),
-            _text(each.state),
-            _text(each.node or ABSENT),
-            _text(_devices(each)),
-            _text(each.request.holder),
-            _text(_ago(each.granted_at or each.requested_at, now)),
-            _text(_expiry(each, now)),
+            words(each.id),
+            words(each.state),
+            words(each.node or ABSENT),
+            words(_devices(each)),
+            words(each.request.holder),
+            words(ago(each.granted_at or each.requested_at, now)),
+            words(_expiry(each, now)),
         )
     return table
 
@@ -213,18 +284,18 @@ def explanation(explained: Explanation) -> RenderableType:
     lines: list[RenderableType] = []
     if explained.allocation is not None:
         found = explained.allocation
-        lines.append(_text(f"{found.id}: {found.state}, {wanted(found.request)}"))
-    lines.append(_text(explained.summary))
+        lines.append(words(f"{found.id}: {found.state}, {wanted(found.request)}"))
+    lines.append(words(explained.summary))
     if explained.refusals is not None and explained.refusals.nodes:
         table = Columns(("NODE", "FILTER", "REASON"), prose="REASON", dispensable=("FILTER",))
         for each in explained.refusals.nodes:
-            table.add(_text(each.node), _text(each.filter), _text(each.reason))
+            table.add(words(each.node), words(each.filter), words(each.reason))
         lines += ["", table]
         more = explained.refusals.nodes_total - len(explained.refusals.nodes)
         if more > 0:
             lines.append(f"and {more} more nodes")
         if explained.refusals.ahead:
-            lines.append(f"{_counted(explained.refusals.ahead, 'request')} ahead in the queue")
+            lines.append(f"{counted(explained.refusals.ahead, 'request')} ahead in the queue")
     return Group(*lines)
 
 
@@ -252,46 +323,33 @@ def _sums(nodes: Nodes, gpus: Sequence[Gpu], now: float) -> Text:
     total = sum(gpu.memory_total_bytes for gpu in gpus)
     parts = [
         f"{_clock_time(now)} UTC",
-        f"{ready} of {_counted(len(nodes.nodes), 'node')} ready",
-        f"{taken} of {_counted(len(gpus), 'GPU')} allocated",
+        f"{ready} of {counted(len(nodes.nodes), 'node')} ready",
+        f"{taken} of {counted(len(gpus), 'GPU')} allocated",
         f"memory {_size(sum(used)) if used else ABSENT} of {_size(total)}",
         f"busy {sum(busy) / len(busy):.0%}" if busy else f"busy {ABSENT}",
         f"{sum(power) / 1000:.2f} kW" if power else f"power {ABSENT}",
+        *_unwell_count(gpus),
     ]
     simulated = sum(node.simulated for node in nodes.nodes)
     if simulated:
-        parts.append(f"{_counted(simulated, 'node')} SIMULATED")
+        parts.append(f"{counted(simulated, 'node')} SIMULATED")
     # What could not be read is not in the sums, and that is said.
     lacking = len(gpus) - min(len(used), len(busy), len(power))
     if lacking:
-        parts.append(f"{_counted(lacking, 'GPU')} not fully read")
+        parts.append(f"{counted(lacking, 'GPU')} not fully read")
     return Text("; ".join(parts))
 
 
 # --- helpers
 
 
-def _text(value: str, style: str = "") -> Text:
-    return Text(one_line(value), style=style)
-
-
 def _size(size: int) -> str:
     return format_bytes(size)
-
-
-def _ago(at: float | None, now: float) -> str:
-    if at is None:
-        return "never"
-    return f"{format_duration(now - at)} ago" if now - at >= 1 else "now"
 
 
 def _clock_time(now: float) -> str:
     seconds = int(now) % 86400
     return f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}"
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _ordinal(number: int) -> str:

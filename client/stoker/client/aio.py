@@ -30,6 +30,7 @@ from stoker.client.model import (
     AllocationState,
     Change,
     Explanation,
+    FleetHealth,
     KeptAlive,
     Node,
     Nodes,
@@ -294,13 +295,41 @@ class AsyncFleet:
         """Return the allocations, on request also those that ended and are still remembered."""
         return await self._answer(wire.list_allocations(include_ended=include_ended))
 
-    async def cordon(self, node: str, reason: str) -> Node:
-        """Let nothing new go to the node; what it holds stays. Refusals show the reason."""
-        return await self._answer(wire.cordon(node, reason))
+    async def health(self, *, include_healthy: bool = False) -> FleetHealth:
+        """Return the GPUs that are not well or cordoned, worst first, and what was noticed.
 
-    async def uncordon(self, node: str) -> Node:
-        """Let allocations go to the node again."""
-        return await self._answer(wire.uncordon(node))
+        On request also those with which nothing is wrong.
+        """
+        return await self._answer(wire.list_health(include_healthy=include_healthy))
+
+    async def cordon(self, node: str, reason: str, gpu_uuid: str | None = None) -> Node:
+        """Let nothing new go to the node, or to one GPU of it; what it holds stays.
+
+        Refusals show the reason.
+        """
+        return await self._answer(wire.cordon(node, reason, gpu_uuid))
+
+    async def uncordon(self, node: str, gpu_uuid: str | None = None) -> Node:
+        """Let allocations go to the node again, or to one GPU of it. Ends a drain too.
+
+        The cordon of a node and those of its GPUs are apart: each is ended by itself.
+        """
+        return await self._answer(wire.uncordon(node, gpu_uuid))
+
+    async def drain(
+        self,
+        node: str,
+        reason: str,
+        gpu_uuid: str | None = None,
+        grace_seconds: float | None = None,
+    ) -> Node:
+        """Cordon the node, or one GPU of it, and end what is still held after a grace.
+
+        Without a grace it is waited for as long as it takes. Returns at once, with the node as it
+        is then; the drain is over when its GPUs have no allocations any more.
+        """
+        grace = None if grace_seconds is None else as_seconds(grace_seconds, "grace_seconds")
+        return await self._answer(wire.drain(node, reason, gpu_uuid, grace))
 
     async def watch(self, resource_version: int = 0) -> AsyncGenerator[Change]:
         """Yield every durable change after `resource_version`, in order, for as long as it is read.

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+_ID_CHARACTERS = 12  # of a container's, as its own tools show them
+
 
 class AllocationState(StrEnum):
     """The life of an allocation: waiting -> granted -> releasing -> ended."""
@@ -22,6 +24,28 @@ class NodeState(StrEnum):
     STALE = "stale"  # connected, its newest sample is older than three intervals
     DISCONNECTED = "disconnected"  # its agent has no stream to the aggregator
     UNKNOWN = "unknown"  # a state of a newer aggregator
+
+
+class GpuVerdict(StrEnum):
+    """Whether work should run on a GPU."""
+
+    HEALTHY = "healthy"  # nothing is wrong with it
+    DEGRADED = "degraded"  # it works, with less than it should have, or not for long
+    UNHEALTHY = "unhealthy"  # no work should be placed on it
+    # It is not read now, and nothing worse is known of it; or a verdict of a newer aggregator.
+    UNKNOWN = "unknown"
+
+
+class RepairAction(StrEnum):
+    """What is to be done about a GPU; each includes those before it."""
+
+    NONE = "none"
+    RESTART_APP = "restart_app"  # start the program again that met the fault
+    DRAIN = "drain"  # let work end and place none, then look at what the reason names
+    RESET_GPU = "reset_gpu"
+    REBOOT = "reboot"  # the host
+    RMA = "rma"  # inspect the hardware, replace it if that finds what the reason names
+    UNKNOWN = "unknown"  # an action of a newer aggregator
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +143,35 @@ class KeptAlive:
 
 
 @dataclass(frozen=True, slots=True)
+class Owner:
+    """What a process is part of. What is empty does not exist or cannot be seen."""
+
+    unit: str = ""  # of systemd, such as "jupyter.service"
+    container_id: str = ""  # as its runtime names it, whole
+    container_runtime: str = ""  # "docker", "containerd", "cri-o", "podman"
+    container_name: str = ""  # in its pod, or its own
+    pod_uid: str = ""
+    pod_namespace: str = ""
+    pod_name: str = ""
+    slurm_job: str = ""
+    slurm_step: str = ""
+
+    def described(self) -> str:
+        """Return it in the words that agents use for it; empty: nothing is known."""
+        if self.pod_name:
+            container = f" (container {self.container_name})" if self.container_name else ""
+            return f"pod {self.pod_namespace}/{self.pod_name}{container}"
+        if self.pod_uid:
+            return f"pod with UID {self.pod_uid}"
+        if self.slurm_job:
+            return f"Slurm job {self.slurm_job}"
+        if self.container_id:
+            name = self.container_name or self.container_id[:_ID_CHARACTERS]
+            return f"{self.container_runtime or 'a'} container {name}"
+        return f"unit {self.unit}" if self.unit else ""
+
+
+@dataclass(frozen=True, slots=True)
 class Process:
     """A process that has a context on a GPU."""
 
@@ -128,6 +181,54 @@ class Process:
     memory_used_bytes: int | None
     allocation_id: str  # empty: foreign, nobody's of ours
     started_at: float | None
+    owner: Owner | None = None  # None: nothing is known of it
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """A GPU, or a part of one, that somebody else has handed out: not free, though maybe idle."""
+
+    gpu_uuid: str
+    by: str  # "kubelet", "slurm"
+    holder: str  # for a person: "pod ml/train-0 (container trainer)"
+    mig_device_uuid: str = ""  # empty: all of the GPU, or not told
+
+
+@dataclass(frozen=True, slots=True)
+class HealthFault:
+    """A fault that lasts. Times are Unix seconds on the node's clock."""
+
+    check: str  # stable name for programs: "xid", "row_remap_failed", ...
+    code: str  # which of its kind: the Xid's number, the link; empty: there is one
+    verdict: GpuVerdict  # what this fault alone would make of the GPU
+    action: RepairAction
+    reason: str  # one sentence for a person
+    since: float
+    last_at: float
+    count: int  # how often it was seen since it began
+
+
+@dataclass(frozen=True, slots=True)
+class GpuHealth:
+    """The verdict on one GPU: the worst of its faults, and what mends them all."""
+
+    uuid: str
+    verdict: GpuVerdict
+    action: RepairAction
+    check: str = ""  # of the worst fault; empty: healthy; so is the reason
+    reason: str = ""
+    since: float | None = None  # on the node's clock; None: since it is known
+    faults: tuple[HealthFault, ...] = ()  # worst first
+
+
+@dataclass(frozen=True, slots=True)
+class GpuCordon:
+    """Why no new allocation goes to a GPU."""
+
+    reason: str  # shown in every refusal
+    by_health: bool  # the fleet did it, and undoes it once the GPU is well again
+    at: float
+    drain_at: float | None = None  # while it is drained: when what it still holds is ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +251,9 @@ class Gpu:
     last_sample_at: float | None
     allocation_ids: tuple[str, ...]
     processes: tuple[Process, ...]
+    health: GpuHealth | None = None  # None: its agent has judged nothing yet
+    cordon: GpuCordon | None = None  # its own; the node may be cordoned beside it
+    assignments: tuple[Assignment, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +285,9 @@ class Node:
     last_sample_at: float | None
     gpus: tuple[Gpu, ...]  # also those that are out of use, as they were known
     missing_gpus: tuple[MissingGpu, ...] = ()  # those that are out of use, and why
+    drain_at: float | None = None  # while it is drained: when what it still holds is ended
+    # Why it is not known what others have handed out, so that no GPU is free; empty: it is known.
+    assignments_unknown: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,3 +315,43 @@ class Change:
     at: float
     event: str  # such as "AllocationGranted"
     object: Allocation | Node | None  # None: a kind that this client does not know
+
+
+@dataclass(frozen=True, slots=True)
+class GpuCondition:
+    """One GPU of the fleet: how it is, and what is done about it."""
+
+    node: str
+    uuid: str
+    index: int  # on its node, in PCI order
+    model: str
+    pci_bus_id: str  # empty: not known
+    health: GpuHealth | None  # None: its agent has judged nothing yet
+    cordon: GpuCordon | None
+    cordon_withheld: str  # why it is not cordoned though its health calls for it
+    allocation_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What the fleet noticed by comparing over time or with peers. It changes nothing by itself."""
+
+    kind: str  # "lemon_gpu", "lemon_slot", "straggler"
+    node: str
+    gpu_uuid: str  # empty for a slot
+    pci_bus_id: str  # empty: not known
+    reason: str  # one sentence with the numbers behind it
+    since: float
+    allocation_id: str  # of a straggler
+
+
+@dataclass(frozen=True, slots=True)
+class FleetHealth:
+    """Which GPUs are not well, which are kept from use for it, and what was noticed."""
+
+    gpus: tuple[GpuCondition, ...]  # worst first
+    findings: tuple[Finding, ...]
+    gpus_total: int
+    cordoned_by_health: int
+    cordoned_by_health_max: int  # how many may be at one time
+    resource_version: int

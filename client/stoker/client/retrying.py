@@ -1,7 +1,8 @@
 """Which failed calls are sent again, and after what pause.
 
-A call is sent again only where a second execution changes nothing: the reads; Release, Cordon and
-Uncordon, which state what shall be; KeepAlive; and Allocate because it carries an idempotency key.
+A call is sent again only where a second execution changes nothing: the reads; Release, Cordon,
+Uncordon and Drain, which state what shall be (the grace of a drain counts from the last time);
+KeepAlive; and Allocate because it carries an idempotency key.
 What an aggregator that is being restarted makes of a call is UNAVAILABLE or, when it was told to
 stop meanwhile, CANCELLED. Every other status is an answer, and asking again would give the same.
 """
@@ -30,6 +31,8 @@ class Method(StrEnum):
     WATCH = "Watch"
     CORDON = "Cordon"
     UNCORDON = "Uncordon"
+    DRAIN = "Drain"
+    LIST_HEALTH = "ListHealth"
 
 
 _LOST = frozenset({"UNAVAILABLE", "CANCELLED"})
@@ -46,6 +49,8 @@ RETRIED: Mapping[Method, frozenset[str]] = {
     Method.WATCH: _LOST | {"DEADLINE_EXCEEDED"},
     Method.CORDON: _LOST,
     Method.UNCORDON: _LOST,
+    Method.DRAIN: _LOST,
+    Method.LIST_HEALTH: _LOST,
 }
 
 

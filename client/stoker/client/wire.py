@@ -1,6 +1,6 @@
-"""The only file that knows protobuf: calls and answers as values, statuses as errors."""
+"""Calls as values, statuses as errors; protobuf is known here and in the two `wire_*` beside it."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -11,22 +11,18 @@ from google.rpc import (  # type: ignore[import-untyped]
     status_pb2,
 )
 
-from stoker.client import errors
+from stoker.client import errors, wire_health
+from stoker.client import wire_answers as read
 from stoker.client.model import (
     Allocation,
     Allocations,
     AllocationState,
     Change,
-    Device,
     Explanation,
-    Gpu,
+    FleetHealth,
     KeptAlive,
-    MissingGpu,
     Node,
     Nodes,
-    NodeState,
-    Process,
-    Refusal,
     Refusals,
     Request,
 )
@@ -42,18 +38,6 @@ _ID = "allocation_id"
 _DETAILS_KEY = "grpc-status-details-bin"
 # What grpc.aio makes of a message that was to be written when the connection had just broken.
 _BROKEN_WRITE = ("INTERNAL", "Internal error from Core")
-
-_ALLOCATION_STATES: Mapping[int, AllocationState] = {
-    types_pb2.ALLOCATION_STATE_WAITING: AllocationState.WAITING,
-    types_pb2.ALLOCATION_STATE_GRANTED: AllocationState.GRANTED,
-    types_pb2.ALLOCATION_STATE_RELEASING: AllocationState.RELEASING,
-    types_pb2.ALLOCATION_STATE_ENDED: AllocationState.ENDED,
-}
-_NODE_STATES: Mapping[int, NodeState] = {
-    fleet_pb2.NODE_STATE_READY: NodeState.READY,
-    fleet_pb2.NODE_STATE_STALE: NodeState.STALE,
-    fleet_pb2.NODE_STATE_DISCONNECTED: NodeState.DISCONNECTED,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +64,7 @@ def allocate(request: Request, idempotency_key: str, wait_seconds: float) -> Cal
     return Call(
         Method.ALLOCATE,
         message,
-        lambda answers: _allocation(_only(answers).allocation),
+        lambda answers: read.allocation(_only(answers).allocation),
         wait_seconds=wait_seconds,
         has_key=bool(idempotency_key),
     )
@@ -92,7 +76,7 @@ def keep_alive(allocation_id: str) -> Call[KeptAlive]:
     return Call(
         Method.KEEP_ALIVE,
         messages,
-        lambda answers: _kept_alive(_only(answers)),
+        lambda answers: read.kept_alive(_only(answers)),
         about=allocation_id,
     )
 
@@ -106,7 +90,7 @@ def release(allocation_id: str, reason: str, wait_seconds: float) -> Call[Alloca
     return Call(
         Method.RELEASE,
         message,
-        lambda answer: _allocation(answer.allocation),
+        lambda answer: read.allocation(answer.allocation),
         about=allocation_id,
         wait_seconds=wait_seconds,
     )
@@ -115,9 +99,9 @@ def release(allocation_id: str, reason: str, wait_seconds: float) -> Call[Alloca
 def explain(subject: str | Request) -> Call[Explanation]:
     if isinstance(subject, str):
         message = fleet_pb2.ExplainRequest(allocation_id=_text(subject, _ID))
-        return Call(Method.EXPLAIN, message, _explanation, about=subject)
+        return Call(Method.EXPLAIN, message, read.explanation, about=subject)
     message = fleet_pb2.ExplainRequest(request=_request_message(subject))
-    return Call(Method.EXPLAIN, message, _explanation)
+    return Call(Method.EXPLAIN, message, read.explanation)
 
 
 def list_nodes() -> Call[Nodes]:
@@ -125,7 +109,7 @@ def list_nodes() -> Call[Nodes]:
         Method.LIST_NODES,
         fleet_pb2.ListNodesRequest(),
         lambda answer: Nodes(
-            tuple(_node(each) for each in answer.nodes),
+            tuple(read.node(each) for each in answer.nodes),
             answer.resource_version,
             answer.aggregator_version,
         ),
@@ -137,24 +121,43 @@ def list_allocations(*, include_ended: bool) -> Call[Allocations]:
         Method.LIST_ALLOCATIONS,
         fleet_pb2.ListAllocationsRequest(include_ended=include_ended),
         lambda answer: Allocations(
-            tuple(_allocation(each) for each in answer.allocations), answer.resource_version
+            tuple(read.allocation(each) for each in answer.allocations), answer.resource_version
         ),
     )
 
 
 def watch(resource_version: int) -> Call[Change]:
     message = fleet_pb2.WatchRequest(resource_version=resource_version)
-    return Call(Method.WATCH, message, _change)
+    return Call(Method.WATCH, message, read.change)
 
 
-def cordon(node: str, reason: str) -> Call[Node]:
-    message = fleet_pb2.CordonRequest(node=_text(node, "node"), reason=_text(reason, "reason"))
-    return Call(Method.CORDON, message, lambda answer: _node(answer.node), about=node)
+def cordon(node: str, reason: str, gpu_uuid: str | None = None) -> Call[Node]:
+    message = fleet_pb2.CordonRequest(
+        node=_text(node, "node"), reason=_text(reason, "reason"), gpu_uuid=_gpu(gpu_uuid)
+    )
+    return Call(Method.CORDON, message, _node, about=node)
 
 
-def uncordon(node: str) -> Call[Node]:
-    message = fleet_pb2.UncordonRequest(node=_text(node, "node"))
-    return Call(Method.UNCORDON, message, lambda answer: _node(answer.node), about=node)
+def uncordon(node: str, gpu_uuid: str | None = None) -> Call[Node]:
+    message = fleet_pb2.UncordonRequest(node=_text(node, "node"), gpu_uuid=_gpu(gpu_uuid))
+    return Call(Method.UNCORDON, message, _node, about=node)
+
+
+def drain(
+    node: str, reason: str, gpu_uuid: str | None = None, grace_seconds: float | None = None
+) -> Call[Node]:
+    message = fleet_pb2.DrainRequest(
+        node=_text(node, "node"),
+        reason=_text(reason, "reason"),
+        gpu_uuid=_gpu(gpu_uuid),
+        grace_seconds=grace_seconds,
+    )
+    return Call(Method.DRAIN, message, _node, about=node)
+
+
+def list_health(*, include_healthy: bool) -> Call[FleetHealth]:
+    message = fleet_pb2.ListHealthRequest(include_healthy=include_healthy)
+    return Call(Method.LIST_HEALTH, message, wire_health.fleet_health)
 
 
 def stub(channel: grpc.Channel) -> fleet_pb2_grpc.FleetStub:
@@ -227,41 +230,16 @@ def _text(value: str, what: str) -> str:
     return value
 
 
-def _request(message: types_pb2.Request) -> Request:
-    return Request(
-        gpus=message.gpus,
-        holder=message.holder,
-        ttl_seconds=message.ttl_seconds,
-        memory_bytes=_given(message, "memory_bytes"),
-        model=message.model,
-        pool=message.pool,
-        node=message.node,
-        host_boot_id=message.host_boot_id,
-        labels=dict(message.labels) or None,
-        priority=message.priority,
-    )
+def _gpu(uuid: str | None) -> str:
+    """Return which GPU is meant, empty for all of the node."""
+    if uuid == "":  # a variable that was not set must not cordon a node of eight
+        raise errors.InvalidRequest("gpu_uuid: wanted the UUID of a GPU, found an empty text")
+    return "" if uuid is None else _text(uuid, "gpu_uuid")
 
 
-def _allocation(message: types_pb2.Allocation) -> Allocation:
-    return Allocation(
-        id=message.id,
-        state=_ALLOCATION_STATES.get(message.state, AllocationState.UNKNOWN),
-        node=message.node,
-        devices=tuple(
-            Device(each.uuid, each.model, each.index, each.memory_bytes, each.exclusive)
-            for each in message.devices
-        ),
-        env=dict(message.env),
-        expires_at=_given(message, "expires_at"),
-        request=_request(message.request),
-        requested_at=message.requested_at,
-        granted_at=_given(message, "granted_at"),
-        ended_at=_given(message, "ended_at"),
-        ended_reason=message.ended_reason,
-        queue_position=_given(message, "queue_position"),
-        resource_version=message.resource_version,
-        held_by_node=message.held_by_node,
-    )
+def _node(answer: Any) -> Node:
+    """Return the node in the answer to a cordon, its end, or a drain."""
+    return read.node(answer.node)
 
 
 def _only(messages: Sequence[T]) -> T:
@@ -269,108 +247,6 @@ def _only(messages: Sequence[T]) -> T:
     if len(messages) != 1:
         raise errors.AggregatorFailed(f"one answer was expected, found {len(messages)}")
     return messages[0]
-
-
-def _kept_alive(message: fleet_pb2.KeepAliveResponse) -> KeptAlive:
-    return KeptAlive(
-        message.allocation_id,
-        _ALLOCATION_STATES.get(message.state, AllocationState.UNKNOWN),
-        _given(message, "expires_at"),
-        message.ended_reason,
-    )
-
-
-def _explanation(message: fleet_pb2.ExplainResponse) -> Explanation:
-    return Explanation(
-        placeable=message.placeable,
-        node=message.node,
-        summary=message.summary,
-        refusals=_refusals(message.refusals) if message.HasField("refusals") else None,
-        allocation=_allocation(message.allocation) if message.HasField("allocation") else None,
-    )
-
-
-def _refusals(message: types_pb2.Refusals) -> Refusals:
-    return Refusals(
-        summary=message.summary,
-        nodes=tuple(
-            Refusal(each.node, each.filter, each.reason, each.wanted, each.found)
-            for each in message.nodes
-        ),
-        nodes_total=message.nodes_total,
-        ahead=message.ahead,
-    )
-
-
-def _node(message: fleet_pb2.Node) -> Node:
-    return Node(
-        name=message.name,
-        state=_NODE_STATES.get(message.state, NodeState.UNKNOWN),
-        state_reason=message.state_reason,
-        simulated=message.simulated,
-        cordoned=_given(message, "cordoned"),
-        pool=message.pool,
-        labels=dict(message.labels),
-        boot_id=message.boot_id,
-        agent_version=message.agent_version,
-        driver_version=message.driver_version,
-        cuda_version=message.cuda_version,
-        interval_seconds=message.interval_seconds,
-        last_sample_at=_given(message, "last_sample_at"),
-        gpus=tuple(_gpu(each) for each in message.gpus),
-        missing_gpus=tuple(
-            MissingGpu(each.index, each.uuid, each.error_kind, each.reason)
-            for each in message.missing_gpus
-        ),
-    )
-
-
-def _gpu(message: fleet_pb2.NodeGpu) -> Gpu:
-    return Gpu(
-        uuid=message.uuid,
-        model=message.model,
-        index=message.index,
-        pci_bus_id=message.pci_bus_id,
-        memory_total_bytes=message.memory_total_bytes,
-        memory_used_bytes=_given(message, "memory_used_bytes"),
-        utilization_ratio=_given(message, "utilization_ratio"),
-        memory_utilization_ratio=_given(message, "memory_utilization_ratio"),
-        temperature_celsius=_given(message, "temperature_celsius"),
-        power_watts=_given(message, "power_watts"),
-        energy_joules=_given(message, "energy_joules"),
-        sm_clock_hertz=_given(message, "sm_clock_hertz"),
-        memory_clock_hertz=_given(message, "memory_clock_hertz"),
-        last_sample_at=_given(message, "last_sample_at"),
-        allocation_ids=tuple(message.allocation_ids),
-        processes=tuple(_process(each) for each in message.processes),
-    )
-
-
-def _process(message: types_pb2.Process) -> Process:
-    return Process(
-        pid=message.pid,
-        user=message.user,
-        command=message.command,
-        memory_used_bytes=_given(message, "memory_used_bytes"),
-        allocation_id=message.allocation_id,
-        started_at=_given(message, "started_at"),
-    )
-
-
-def _change(message: fleet_pb2.WatchResponse) -> Change:
-    match message.WhichOneof("object"):
-        case "allocation":
-            changed: Allocation | Node | None = _allocation(message.allocation)
-        case "node":
-            changed = _node(message.node)
-        case None:
-            changed = None
-    return Change(message.resource_version, message.at, message.event, changed)
-
-
-def _given(message: Any, field: str) -> Any:
-    """Return an optional field, None when the sender left it out."""
-    return getattr(message, field) if message.HasField(field) else None
 
 
 # --- errors
@@ -465,7 +341,7 @@ def _explained(status: str, text: str, value: bytes) -> Failure:
         each.Unpack(bad)
         each.Unpack(info)
         if each.Unpack(refusals):
-            found = _refusals(refusals)
+            found = read.refusals(refusals)
     return Failure(
         status,
         text,

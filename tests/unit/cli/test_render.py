@@ -11,16 +11,22 @@ from stoker.cli import render, screen
 from stoker.client import (
     Allocation,
     AllocationState,
+    Assignment,
     Device,
     Explanation,
     Gpu,
+    GpuCordon,
+    GpuHealth,
+    GpuVerdict,
     MissingGpu,
     Node,
     Nodes,
     NodeState,
+    Owner,
     Process,
     Refusal,
     Refusals,
+    RepairAction,
     Request,
 )
 
@@ -148,6 +154,80 @@ ALLOCATIONS = (
 )
 
 
+def judged(gpu: Gpu, verdict: GpuVerdict, action: RepairAction = RepairAction.NONE) -> Gpu:
+    return replace(gpu, health=GpuHealth(gpu.uuid, verdict, action, "xid", "Xid 79"))
+
+
+def assigned(gpu: Gpu, *holders: str, processes: tuple[Process, ...] = ()) -> Gpu:
+    by = tuple(Assignment(gpu.uuid, "kubelet", holder) for holder in holders)
+    return replace(gpu, assignments=by, processes=processes)
+
+
+def foreign(pid: int, user: str, owner: Owner | None) -> Process:
+    return Process(pid, user, "python train.py", GIB, "", NOW, owner)
+
+
+POD = Owner(pod_uid="1-2", pod_namespace="ml", pod_name="train-0", container_name="trainer")
+BY_HEALTH = GpuCordon("Xid 79: the GPU fell off the bus", by_health=True, at=NOW - 60.0)
+UNWELL = Nodes(
+    nodes=(
+        replace(
+            node(
+                "gpu-1",
+                judged(gpu(0), GpuVerdict.HEALTHY),
+                replace(
+                    judged(gpu(1), GpuVerdict.UNHEALTHY, RepairAction.RESET_GPU), cordon=BY_HEALTH
+                ),
+                judged(gpu(2, "a-1"), GpuVerdict.DEGRADED, RepairAction.DRAIN),
+                replace(
+                    judged(gpu(3, "a-2", is_read=False), GpuVerdict.UNKNOWN),
+                    cordon=GpuCordon("to be replaced", by_health=False, at=NOW, drain_at=NOW + 9),
+                ),
+                # Idle, and not free all the same; its own processes are not told twice.
+                assigned(
+                    gpu(4),
+                    "pod ml/train-0 (container trainer)",
+                    processes=(foreign(4711, "bob", POD),),
+                ),
+                replace(
+                    gpu(5),
+                    processes=(
+                        foreign(4712, "bob", Owner(slurm_job="12")),
+                        foreign(4713, "bob", Owner(slurm_job="12")),
+                        foreign(4714, "", Owner(unit="jupyter.service")),
+                        foreign(4715, "eve", None),
+                    ),
+                ),
+                judged(gpu(6), GpuVerdict.UNHEALTHY, RepairAction.UNKNOWN),
+            ),
+            cordoned="fan is loud",
+            drain_at=NOW + 570.0,
+        ),
+        replace(node("gpu-2", gpu(0)), assignments_unknown="kubelet does not answer"),
+    ),
+    resource_version=12,
+    aggregator_version="0.1.0",
+)
+
+
+@pytest.mark.parametrize("width", [200, 100, 80])
+def test_status_of_what_is_not_well(golden: Golden, width: int) -> None:
+    shown = render.status(UNWELL, (), "127.0.0.1:7070", NOW)
+    golden(f"cli/status-unwell-{width}.txt", text_of(shown, width))
+
+
+def test_top_of_what_is_not_well(golden: Golden) -> None:
+    shown = [text_of(render.top(UNWELL, NOW, 6), width) for width in (200, 120, 80)]
+    golden("cli/top-unwell.txt", "\n".join(shown))
+
+
+def test_top_has_a_line_for_each_gpu_however_much_is_said_of_it() -> None:
+    for width in (60, 80, 100, 120):
+        shown = text_of(render.top(UNWELL, NOW, 6), width).splitlines()
+        rows = [line for line in shown if line.startswith("gpu-1")]
+        assert len(rows) == 6
+
+
 def test_status(golden: Golden) -> None:
     golden("cli/status.txt", text_of(render.status(FLEET, ALLOCATIONS, "127.0.0.1:7070", NOW)))
 
@@ -209,6 +289,20 @@ def test_reasons_are_folded_and_never_cut() -> None:
     assert max(len(line) for line in shown.splitlines()) <= 40
     assert "…" not in shown
     assert " ".join(shown.split()).count("1 of 4 is free") == 1
+
+
+@pytest.mark.parametrize("hostile", ["\x1b[2J", "[red]", "a\nb", "\x07", "\u202e"])
+def test_foreign_words_about_health_do_not_disturb_the_terminal(hostile: str) -> None:
+    cordon = GpuCordon(hostile, by_health=True, at=NOW)
+    sick = replace(judged(gpu(0), GpuVerdict.UNHEALTHY), cordon=cordon)
+    held = assigned(gpu(1), hostile, processes=(foreign(1, hostile, Owner(unit=hostile)),))
+    fleet = Nodes((node("n", sick, held),), 1, "0.1.0")
+    for shown in (render.status(fleet, (), "127.0.0.1:7070", NOW), render.top(fleet, NOW, None)):
+        text = text_of(shown)
+        assert all(line.isprintable() for line in text.splitlines())
+        assert len([line for line in text.splitlines() if line.startswith("n ")]) >= 2
+        if hostile == "[red]":
+            assert text.count("[red]") == 3
 
 
 @pytest.mark.parametrize("hostile", ["\x1b[2J", "[red]", "a\nb", "\x07", "\u202e"])

@@ -3,24 +3,31 @@
 import io
 from dataclasses import dataclass
 
+import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from msgspec.structs import replace
 from rich.console import RenderableType
 from tests.conftest import Golden
 
 from stoker.cli import render_agent, screen
+from stoker.cli.text import document
 from stoker.core.local import (
+    AssignmentFacts,
     DriverCall,
     DriverFacts,
     GpuFacts,
     GpuName,
     HeldFacts,
+    HolderFacts,
     LinkFacts,
     ProcessFacts,
     Profiling,
     Released,
     ReleaseFacts,
     Resumed,
+    SetHealthy,
     Status,
     UsersFacts,
 )
@@ -38,6 +45,7 @@ def text_of(shown: RenderableType, width: int = 120) -> str:
     return stream.getvalue()
 
 
+PERSISTENCED = ("/dev/nvidiactl", *(f"/dev/nvidia{number}" for number in (0, 1, 2, 3, 5)))
 USERS = UsersFacts(
     held=(
         HeldFacts("a1", "ann", ("GPU-00000000",), None, False),
@@ -65,8 +73,8 @@ WELL = Status(
     release_unsaved="",
     profiling=Profiling(is_paused=False, until=None),
     gpus=(
-        GpuFacts("GPU-00000000", 0, H100, True, ""),
-        GpuFacts("GPU-00000001", 1, H100, True, ""),
+        GpuFacts("GPU-00000000", 0, H100, True, "", "healthy", "none", (), 0, 0),
+        GpuFacts("GPU-00000001", 1, H100, True, "", "healthy", "none", (), 0, 0),
     ),
     last_success_age_seconds=0.4,
     samples=5400,
@@ -105,6 +113,61 @@ AWAY = replace(
 )
 
 
+SHARED = UsersFacts(
+    held=(),
+    processes=(
+        ProcessFacts(
+            *(4711, "ann", "python3 train.py", "GPU-00000000", 0, ""),
+            *(30 * 2**30, "pod ml/train-0 (container trainer)"),
+        ),
+        ProcessFacts(
+            4712, "eve", "python3 -m ipykernel", "GPU-00000001", 1, "", 2**30, "unit b.scope"
+        ),
+    ),
+    processes_age_seconds=1.2,
+    unread_gpus=(GpuName("GPU-00000003", 3),),
+    assignments=(
+        AssignmentFacts("GPU-00000000", 0, "kubelet", "pod ml/train-0 (container trainer)"),
+        AssignmentFacts("GPU-gone", None, "slurm", "Slurm job 12"),
+    ),
+    holders=(
+        HolderFacts(
+            811, "root", "nvidia-persistenced --verbose", PERSISTENCED, "unit nvidia.slice"
+        ),
+        HolderFacts(4711, "ann", "python3 train.py", ("/dev/nvidia0",), "pod ml/train-0"),
+        HolderFacts(4713, "", "", (), ""),
+    ),
+)
+SLOWED = "the hardware slowed it for its heat 8 times in 10 minutes, wanted fewer than 6"
+SICK = replace(
+    WELL,
+    gpus=(
+        GpuFacts("GPU-00000000", 0, H100, True, "", "healthy", "none", (), 31 * 2**30, 2**20),
+        GpuFacts(
+            *("GPU-00000001", 1, H100, True, "", "degraded", "drain"),
+            *((SLOWED,), 20 * 2**30, 19 * 2**30),
+        ),
+        GpuFacts(
+            *("GPU-00000002", 2, H100, True, "", "unhealthy", "rma"),
+            *(("a row could not be remapped", "Xid 48 came back \x1b[31m"), 0, None),
+        ),
+        GpuFacts("GPU-00000003", 3, "", False, "it fell off the bus", "unhealthy", "reboot"),
+    ),
+    users=SHARED,
+    blind=("the kernel's log: no helper answers, and /dev/kmsg is not for uid 998",),
+)
+UNSEEN = replace(
+    WELL,
+    users=replace(NOBODY, assignments_unknown="the kubelet's socket: permission denied"),
+    blind=("what others have handed out: the kubelet's socket: permission denied",),
+)
+UNKNOWN_HOLDERS = replace(
+    NOBODY,
+    holders_unknown="no helper answers at /run/stoker/helper.sock",
+    assignments_unknown="the kubelet's socket: permission denied",
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """What is shown, and how wide the terminal is."""
@@ -121,6 +184,13 @@ ROWS = {
     "agent-released": Row(render_agent.released(Released(RELEASE, "", 0.31, "", USERS))),
     "agent-released-unsaved": Row(
         render_agent.released(Released(ReleaseFacts(AT, None, "root"), "no room", 0.31, "", NOBODY))
+    ),
+    "agent-status-sick": Row(render_agent.status(SICK), width=140),
+    "agent-status-sick-narrow": Row(render_agent.status(SICK), width=60),
+    "agent-status-unseen": Row(render_agent.status(UNSEEN)),
+    "agent-released-shared": Row(render_agent.released(Released(RELEASE, "", 0.31, "", SHARED))),
+    "agent-released-unseen": Row(
+        render_agent.released(Released(RELEASE, "", 0.31, "", UNKNOWN_HOLDERS))
     ),
     "agent-pending": Row(render_agent.released(Released(RELEASE, "", 0.98, PENDING, NOBODY))),
 }
@@ -146,6 +216,28 @@ def test_what_people_see(name: str, golden: Golden) -> None:
             ),
         ),
         (
+            render_agent.set_healthy(SetHealthy("GPU-1", ("Xid 79", "a row \x1b[31m"), "")),
+            (
+                "GPU-1: 2 faults forgotten\n"
+                "  Xid 79\n"
+                "  a row \\x1b[31m\n"
+                "what is still so will be found again\n"
+            ),
+        ),
+        (
+            render_agent.set_healthy(SetHealthy("GPU-1", (), "")),
+            "GPU-1: no fault of it was remembered\n",
+        ),
+        (
+            render_agent.set_healthy(SetHealthy("GPU-1", ("Xid 79",), "no room")),
+            (
+                "GPU-1: 1 fault forgotten\n"
+                "  Xid 79\n"
+                "what is still so will be found again\n"
+                "not noted down (no room): a restart of the agent remembers them\n"
+            ),
+        ),
+        (
             render_agent.profiling(Profiling(False, None)),
             "the hardware counters are read\n",
         ),
@@ -167,3 +259,57 @@ def test_what_people_see(name: str, golden: Golden) -> None:
 )
 def test_what_is_said_in_a_line(shown: RenderableType, text: str) -> None:
     assert text_of(shown) == text
+
+
+@pytest.mark.parametrize(
+    ("paths", "text"),
+    [
+        ((), "-"),
+        (("/dev/nvidia0",), "nvidia0"),
+        (PERSISTENCED, "nvidia0-3, nvidia5, nvidiactl"),
+        (("/dev/nvidia10", "/dev/nvidia9", "/dev/nvidia-uvm"), "nvidia9-10, nvidia-uvm"),
+        (("/dev/nvidia-caps/nvidia-cap1", "/tmp/nvidia0"), "nvidia-caps/nvidia-cap1, /tmp/nvidia0"),
+    ],
+)
+def test_device_files_in_few_words(paths: tuple[str, ...], text: str) -> None:
+    assert render_agent.devices(paths) == text
+
+
+def _said_everywhere(said: str) -> list[RenderableType]:
+    """Return every page, with the same words wherever the agent's words are shown."""
+    gpu = GpuFacts(said, 0, said, False, said, said, said, (said,), 1, 1)
+    users = UsersFacts(
+        held=(HeldFacts(said, said, (said,), None, False),),
+        processes=(ProcessFacts(1, said, said, said, None, said, 1, said),),
+        processes_age_seconds=None,
+        unread_gpus=(),
+        assignments=(AssignmentFacts(said, None, said, said),),
+        assignments_unknown=said,
+        holders=(HolderFacts(1, said, said, (said,), said),),
+        holders_unknown=said,
+    )
+    return [
+        render_agent.status(replace(WELL, gpus=(gpu,), users=users, blind=(said,))),
+        render_agent.released(Released(RELEASE, said, 0.1, said, users)),
+        render_agent.released(Released(RELEASE, said, 0.1, "", replace(users, holders=()))),
+        render_agent.set_healthy(SetHealthy(said, (said,), said)),
+    ]
+
+
+@given(st.text(min_size=1, max_size=12))
+def test_no_word_of_an_agent_disturbs_the_terminal(said: str) -> None:
+    plain = [text_of(shown, 10_000) for shown in _said_everywhere("x")]
+    for shown, expected in zip(_said_everywhere(said), plain, strict=True):
+        text = text_of(shown, 10_000)
+        assert all(line.isprintable() for line in text.split("\n"))
+        assert len(text.split("\n")) == len(expected.split("\n"))
+
+
+def test_markup_is_words() -> None:
+    for shown in _said_everywhere("[red]x[/red]"):
+        assert "[red]x[/red]" in text_of(shown, 10_000)
+
+
+@pytest.mark.parametrize("answer", [SICK, UNSEEN, Released(RELEASE, "", 0.31, "", SHARED)])
+def test_json_has_all_that_an_agent_says(answer: Status | Released) -> None:
+    assert msgspec.convert(document(answer), type(answer)) == answer

@@ -1,0 +1,1 @@
+"""What is wrong with this host, and what to do: looks with deadlines, and a table of checks."""
