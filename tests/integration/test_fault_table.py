@@ -16,6 +16,7 @@ from tests.conftest import Golden
 from tests.support.daemons import Stage
 from tests.support.faulty_node import (
     ALL_READ_SECONDS,
+    FLEET,
     INTERVAL_SECONDS,
     LATE_SECONDS_MAX,
     FaultyNode,
@@ -36,7 +37,7 @@ PID = 5_000_001  # above the kernel's largest
 async def stage_node(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[FaultyNode]:
     """One node for all rows: each of them leaves it as it was."""
     async with Stage(tmp_path_factory.mktemp("fleet")) as stage:
-        told = await stage.aggregator().start()
+        told = await stage.aggregator(environment=FLEET).start()
         folder = tmp_path_factory.mktemp("node")
         async with faulty_node(folder, "n1", told["listen"], told["metrics"]) as node:
             yield node

@@ -1,4 +1,4 @@
-"""A real Prometheus scrapes both daemons, and promtool finds nothing to say about their pages."""
+"""A real Prometheus scrapes both daemons with our rules; promtool finds nothing to say of pages."""
 
 import json
 import subprocess
@@ -19,6 +19,10 @@ CONFIG = """
 global:
   scrape_interval: 1s
   scrape_timeout: 1s
+  evaluation_interval: 1s
+rule_files:
+  - {rules}/stoker-recording-rules.yaml
+  - {rules}/stoker-alerts.yaml
 scrape_configs:
   - job_name: agent
     static_configs: [{{targets: ["{agent}"]}}]
@@ -29,6 +33,7 @@ scrape_configs:
     static_configs: [{{targets: ["{aggregator}"]}}]
 """
 
+RULES = Path(__file__).parents[2] / "packaging" / "prometheus"
 SCRAPE_LABELS = {"__name__", "instance", "job"}
 
 GPU = {"node", "gpu", "uuid", "model"}
@@ -49,7 +54,7 @@ SERIES: tuple[tuple[str, str, set[str], int], ...] = (
     ("agent", "stoker_agent_driver_host_resident_memory_bytes", set(), 1),
     ("agent", "stoker_agent_collector_success", {"collector"}, 4),
     ("agent", "process_resident_memory_bytes", set(), 1),
-    ("agent", "stoker_agent_build_info", {"version"}, 1),
+    ("agent", "stoker_agent_build_info", {"node", "version"}, 1),
     ("dcgm", "DCGM_FI_DEV_FB_USED", DCGM, 4),
     ("dcgm", "DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION", DCGM, 4),
     ("dcgm", "DCGM_FI_PROF_SM_ACTIVE", DCGM, 4),
@@ -85,7 +90,9 @@ class Prometheus:
 
 def start_prometheus(stage: Stage, agent: str, aggregator: str) -> Prometheus:
     config = stage.folder / "prometheus.yml"
-    config.write_text(CONFIG.format(agent=agent, aggregator=aggregator), encoding="utf-8")
+    config.write_text(
+        CONFIG.format(agent=agent, aggregator=aggregator, rules=RULES), encoding="utf-8"
+    )
     port = free_port()
     command = (
         "prometheus",
@@ -104,6 +111,14 @@ def check_page(page: str) -> str:
         ["promtool", "check", "metrics"], input=page, capture_output=True, text=True, check=False
     )
     return f"{done.stdout}{done.stderr}" + (f"status {done.returncode}" if done.returncode else "")
+
+
+# A row that waits for a reset, a GPU that falls off the bus, and a program that runs.
+FAULTY = {
+    "counters": [{"gpu": 1, "fact": "remapped_rows_pending", "value": 1, "from_seconds": 0}],
+    "events": [{"gpu": 2, "xid": 79, "at_seconds": 3}],
+    "processes": [{"gpu": 0, "pid": 5000001, "name": "train", "memory": "20GiB"}],
+}
 
 
 async def has_series(
@@ -147,3 +162,48 @@ async def test_prometheus_scrapes_both_daemons(tmp_path: Path) -> None:
                 return bool(held) and bool(granted)
 
             await until("the allocation to be seen", is_counted)
+
+
+async def test_prometheus_alerts_of_a_gpu_that_breaks(tmp_path: Path) -> None:
+    scenario = tmp_path / "scenario.json"
+    async with Stage(tmp_path) as stage:
+        aggregator = await stage.aggregator().start()
+        options = ("--slow-interval", "1s", "--scenario", str(scenario))
+        agent = await stage.agent("node-a", "4xH100-80GB", *options).start()
+        prometheus = start_prometheus(stage, agent["metrics"], aggregator["metrics"])
+
+        async def is_well() -> bool:
+            """All GPUs are healthy, and the alerts are looked at."""
+            healthy = await prometheus.query('stoker_gpu_health{verdict="healthy"} == 1') or []
+            faults = await prometheus.query("stoker_gpu_fault")
+            return len(healthy) == 4 and faults == []
+
+        await until("four healthy GPUs", is_well)
+        draft = scenario.with_suffix(".new")
+        draft.write_text(json.dumps(FAULTY), encoding="utf-8")
+        draft.rename(scenario)
+
+        async def is_alerting() -> bool:
+            """Whether what needs no time fires, and what has to last is pending."""
+            alerts = await prometheus.query('ALERTS{uuid!=""}') or []
+            found = {(each["alertname"], each["alertstate"], each["gpu"]) for each in alerts}
+            return found >= {
+                ("StokerGpuRowRemapPending", "pending", "1"),
+                ("StokerGpuXidCritical", "firing", "2"),
+                # The aggregator has cordoned it, and a day is too long.
+                ("StokerGpuCordonedLong", "pending", "2"),
+            }
+
+        await until("alerts on GPU 1 and 2", is_alerting)
+
+        async def is_joined() -> bool:
+            """Whether memory and owner of the process join, as docs/metrics.md says."""
+            found = await prometheus.query(
+                "stoker_gpu_process_memory_used_bytes "
+                "* on (node, uuid, pid) group_left (command) stoker_gpu_process_info"
+            )
+            return [(each["pid"], each["command"]) for each in found or []] == [
+                ("5000001", "train")
+            ]
+
+        await until("the process to be told", is_joined)

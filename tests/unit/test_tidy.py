@@ -22,8 +22,14 @@ EDGES = {
     "agent": {
         *("__main__", "config", "daemon", "desk", "driver", "journal", "link", "local"),
         *("processes", "procfs", "proctable", "sampler", "tenants", "wire", "words"),
+        *("attribution.bridge", "attribution.holders", "attribution.kubernetes"),
+        *("attribution.pod_names", "attribution.resolver", "attribution.slurm"),
         *("dcgm.bindings", "dcgm.driver", "dcgm.source"),
+        *("doctor.__main__", "doctor.asking", "doctor.host", "doctor.kernel", "doctor.look"),
+        *("doctor.roots", "doctor.services"),
         *("driver_host.__main__", "driver_host.frames", "driver_host.link", "driver_host.process"),
+        *("helper.__main__", "helper.files", "helper.log", "helper.memory", "helper.server"),
+        *("helper.verbs", "kernel_log", "privileged"),
         *("metrics.exporter", "metrics.page_access", "metrics.page_server"),
         *("nvml.driver", "nvml.events", "nvml.gpm", "nvml.gpu", "nvml.mig", "nvml.plan"),
         *("nvml.processes", "nvml.samples", "nvml.session"),
@@ -36,7 +42,7 @@ EDGES = {
     "aggregator": {
         *("__main__", "answers", "api", "config", "control", "exporter", "failures", "folder_lock"),
         *("health", "ledger", "malformed", "meters", "ports", "rpc", "server", "sessions", "store"),
-        *("wire", "wire_fleet"),
+        *("api_upkeep", "health_metrics", "health_report", "wire", "wire_fleet", "wire_health"),
     },
 }
 

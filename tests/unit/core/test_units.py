@@ -169,4 +169,5 @@ def test_whole_sizes_are_exact(count: int, unit: str) -> None:
 @given(st.floats(1.0, DURATION_SECONDS_MAX))
 def test_duration_for_a_person_is_read_back_near_what_it_was(seconds: float) -> None:
     back = parse_duration(format_duration(seconds).replace(" ", ""))
-    assert math.isclose(back, seconds, rel_tol=0.5 / 60, abs_tol=0.5)
+    # Two units are told: of a day and some hours, the minutes are not.
+    assert math.isclose(back, seconds, rel_tol=1 / 24, abs_tol=0.5)

@@ -11,6 +11,7 @@ from types import MappingProxyType
 
 from stoker.agent.metrics.dcgm_fields import FIELDS, Field, Told
 from stoker.agent.metrics.exposition import Family, FamilyKind, pairs
+from stoker.agent.metrics.single_holder import holder_of_gpu, holder_of_mig
 from stoker.agent.metrics.snapshot import Snapshot
 from stoker.agent.readings import GpuIdentity, MigDeviceReading
 from stoker.agent.telemetry import GpuTelemetry, XidCount
@@ -68,8 +69,8 @@ def dcgm_families(snapshot: Snapshot, hostname_label: str) -> Iterator[Family]:
     tail = _tail(snapshot, hostname_label)
     rows: list[tuple[_Row, Sequence[_Row]]] = [
         (
-            (pairs(GPU_LABELS, _gpu_values(gpu)) + tail, Told(read.facts, read.by_label)),
-            _instance_rows(gpu, read, tail),
+            (_whole_labels(snapshot, gpu, read, tail), Told(read.facts, read.by_label)),
+            _instance_rows(snapshot, gpu, read, tail),
         )
         for gpu in snapshot.gpus
         if (read := told.get(gpu.uuid)) is not None
@@ -83,19 +84,29 @@ def dcgm_families(snapshot: Snapshot, hostname_label: str) -> Iterator[Family]:
     yield _xid_family(snapshot, tail)
 
 
-def _instance_rows(gpu: GpuIdentity, read: GpuTelemetry, tail: str) -> Sequence[_Row]:
+def _whole_labels(snapshot: Snapshot, gpu: GpuIdentity, read: GpuTelemetry, tail: str) -> str:
+    """Return the labels of a GPU; what a partitioned one tells as a whole is nobody's alone."""
+    base = pairs(GPU_LABELS, _gpu_values(gpu)) + tail
+    if read.mig_devices or gpu.mig_enabled:
+        return base
+    return base + _named(holder_of_gpu(snapshot.processes, gpu.uuid).labels)
+
+
+def _instance_rows(
+    snapshot: Snapshot, gpu: GpuIdentity, read: GpuTelemetry, tail: str
+) -> Sequence[_Row]:
     """Return a row for each GPU instance; its compute instances share its memory and engines."""
-    instances: dict[int, MigDeviceReading] = {}
+    instances: dict[int, list[MigDeviceReading]] = {}
     for device in read.mig_devices:
-        instances.setdefault(device.gpu_instance_id, device)
+        instances.setdefault(device.gpu_instance_id, []).append(device)
     base = pairs(GPU_LABELS, _gpu_values(gpu))
-    return [
-        (
-            f"{base},{pairs(MIG_LABELS, (_profile(device), str(number)))}{tail}",
-            Told(device.facts, {}),
-        )
-        for number, device in instances.items()
-    ]
+    rows: list[_Row] = []
+    for number, devices in instances.items():
+        own = pairs(MIG_LABELS, (_profile(devices[0]), str(number)))
+        holder = holder_of_mig(snapshot.processes, (device.uuid for device in devices))
+        text = f"{base},{own}{tail}{_named(holder.labels)}"
+        rows.append((text, Told(devices[0].facts, {})))
+    return rows
 
 
 def _lines(field: Field, rows: Sequence[_Row]) -> list[str]:
@@ -113,8 +124,9 @@ def _xid_family(snapshot: Snapshot, tail: str) -> Family:
         if counts:
             xid = max(counts, key=lambda each: _seen(counts[each]))
             words = (str(xid), XID_MEANINGS.get(xid, _OTHER_XID))
+            named = _named(dict(zip(XID_LABELS, words, strict=True)))
             base = pairs(GPU_LABELS, _gpu_values(gpu))
-            lines.append(f"{XID_FIELD}{{{base}{tail},{pairs(XID_LABELS, words)}}} {xid}")
+            lines.append(f"{XID_FIELD}{{{base}{tail}{named}}} {xid}")
     return Family(XID_FIELD, FamilyKind.GAUGE, XID_DOC, lines)
 
 
@@ -128,6 +140,11 @@ def _tail(snapshot: Snapshot, hostname_label: str) -> str:
     version = None if view.inventory is None else view.inventory.driver_version
     text = "," + pairs((hostname_label,), (view.identity.node,))
     return text if version is None else f"{text},{pairs((VERSION_LABEL,), (version,))}"
+
+
+def _named(values: Mapping[str, str]) -> str:
+    """Return labels that not every series has, with the comma before them."""
+    return f",{pairs(values, values.values())}" if values else ""
 
 
 def _gpu_values(gpu: GpuIdentity) -> tuple[str, ...]:

@@ -4,19 +4,31 @@ A value that is not there is left out: a reading that failed, a fact that the ca
 value older than three intervals. Only what the agent itself counts goes on through a failure.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from stoker.agent.facts import FACTS, Fact
-from stoker.agent.metrics.exposition import Family, family, histogram, labels, pairs
-from stoker.agent.metrics.snapshot import Snapshot
-from stoker.agent.metrics.table import (
+from stoker.agent.metrics.condition import condition_families
+from stoker.agent.metrics.exposition import Family, histogram, labels
+from stoker.agent.metrics.families import (
+    absent_gpu_labels,
+    gpu_labels,
+    gpu_values,
+    in_braces,
+    single,
+    written,
+)
+from stoker.agent.metrics.holders import holder_families
+from stoker.agent.metrics.row import (
+    BUILD_LABELS,
     DRIVER_INFO_LABELS,
-    GPU_LABELS,
     INFO_LABELS,
-    METRICS,
-    MIG_FACTS,
     MIG_LABELS,
     MISSING_LABELS,
+)
+from stoker.agent.metrics.snapshot import Snapshot
+from stoker.agent.metrics.table import (
+    METRICS,
+    MIG_FACTS,
     RATE_OF,
     extent_metric_name,
     gpu_metric_name,
@@ -25,9 +37,6 @@ from stoker.agent.metrics.table import (
 from stoker.agent.model import DriverState
 from stoker.agent.readings import Extent, GpuIdentity, MigDeviceReading
 from stoker.agent.telemetry import WINDOWED, GpuTelemetry, XidCount
-
-# Pairs of labels as text and a value.
-_Series = Iterable[tuple[str, float]]
 
 _GPU_NAMES = tuple((fact, gpu_metric_name(fact)) for fact in FACTS)
 _MIG_NAMES = tuple((fact, mig_metric_name(fact)) for fact in MIG_FACTS)
@@ -47,17 +56,18 @@ def own_families(snapshot: Snapshot) -> Iterator[Family]:
     """Yield every family that the snapshot has something to say about, and empty ones."""
     gpus = snapshot.gpus
     node = snapshot.view.identity.node
-    base = {gpu.uuid: pairs(GPU_LABELS, _gpu_values(node, gpu)) for gpu in gpus}
+    base = gpu_labels(snapshot)
     told = snapshot.telemetry
     read = [(base[gpu.uuid], told[gpu.uuid]) for gpu in gpus if gpu.uuid in told]
     yield from _fact_families(read)
     yield from _extent_families(read)
     yield from _mig_families(node, [(gpu, told[gpu.uuid]) for gpu in gpus if gpu.uuid in told])
-    yield _written("stoker_gpu_up", ((_in(base[gpu.uuid]), gpu.uuid in told) for gpu in gpus))
+    yield written("stoker_gpu_up", ((in_braces(base[gpu.uuid]), gpu.uuid in told) for gpu in gpus))
     yield from _inventory_families(snapshot)
     yield from _xid_families(snapshot, base)
+    yield from condition_families(snapshot, base)
     yield from _allocation_families(snapshot, base)
-    yield from _process_families(snapshot, base)
+    yield from holder_families(snapshot, base)
     yield from _agent_families(snapshot)
     yield from _host_families(snapshot)
 
@@ -68,19 +78,19 @@ def _fact_families(read: Sequence[tuple[str, GpuTelemetry]]) -> Iterator[Family]
         if label is None:
             counter = RATE_OF.get(fact)
             series = [
-                (_in(base), value)
+                (in_braces(base), value)
                 for base, gpu in read
                 if (value := gpu.facts.get(fact)) is not None
                 and not (counter is not None and _tells(gpu, counter))
             ]
         else:
             series = [
-                (_in(base, label, which), value)
+                (in_braces(base, label, which), value)
                 for base, gpu in read
                 if (values := gpu.by_label.get(fact))
                 for which, value in values.items()
             ]
-        yield _written(name, series)
+        yield written(name, series)
 
 
 def _tells(gpu: GpuTelemetry, fact: Fact) -> bool:
@@ -90,11 +100,11 @@ def _tells(gpu: GpuTelemetry, fact: Fact) -> bool:
 def _extent_families(read: Sequence[tuple[str, GpuTelemetry]]) -> Iterator[Family]:
     for fact, name, value_of in _EXTENT_NAMES:
         series = [
-            (_in(base), value_of(extent))
+            (in_braces(base), value_of(extent))
             for base, gpu in read
             if (extent := gpu.extents.get(fact)) is not None
         ]
-        yield _written(name, series)
+        yield written(name, series)
 
 
 def _mig_families(node: str, read: Sequence[tuple[GpuIdentity, GpuTelemetry]]) -> Iterator[Family]:
@@ -107,36 +117,37 @@ def _mig_families(node: str, read: Sequence[tuple[GpuIdentity, GpuTelemetry]]) -
         series = [
             (text, value) for text, facts in devices if (value := facts.get(fact)) is not None
         ]
-        yield _written(name, series)
+        yield written(name, series)
 
 
 def _inventory_families(snapshot: Snapshot) -> Iterator[Family]:
     node, inventory = snapshot.view.identity.node, snapshot.view.inventory
     if inventory is None:
         return
-    yield _written(
+    yield written(
         "stoker_gpu_info",
         ((labels(INFO_LABELS, _info_values(node, gpu)), 1) for gpu in snapshot.gpus),
     )
     versions = (inventory.driver_version, inventory.cuda_version, inventory.nvml_version)
     values = (node, *(version or "" for version in versions))
-    yield _written("stoker_gpu_driver_info", [(labels(DRIVER_INFO_LABELS, values), 1)])
+    yield written("stoker_gpu_driver_info", [(labels(DRIVER_INFO_LABELS, values), 1)])
     missing = {
         labels(MISSING_LABELS, (node, str(each.index), each.uuid or "", each.error_kind))
         for each in inventory.missing
     }
-    yield _written("stoker_gpu_missing", ((text, 1) for text in sorted(missing)))
+    yield written("stoker_gpu_missing", ((text, 1) for text in sorted(missing)))
 
 
 def _xid_families(snapshot: Snapshot, base: Mapping[str, str]) -> Iterator[Family]:
-    """Tell the Xids of every GPU, read or not; of one that is gone only the UUID is known."""
-    node = snapshot.view.identity.node
+    """Tell the Xids of every GPU, read or not."""
     series: list[tuple[str, XidCount]] = []
     for uuid, counts in sorted(snapshot.view.xids.items()):
-        text = base.get(uuid) or pairs(GPU_LABELS, (node, "", uuid, ""))
-        series += [(_in(text, "xid", str(xid)), count) for xid, count in sorted(counts.items())]
-    yield _written("stoker_gpu_xid_errors_total", ((text, each.total) for text, each in series))
-    yield _written(
+        text = base.get(uuid) or absent_gpu_labels(snapshot, uuid)
+        series += [
+            (in_braces(text, "xid", str(xid)), count) for xid, count in sorted(counts.items())
+        ]
+    yield written("stoker_gpu_xid_errors_total", ((text, each.total) for text, each in series))
+    yield written(
         "stoker_gpu_xid_last_timestamp_seconds", ((text, each.last_at) for text, each in series)
     )
 
@@ -147,45 +158,30 @@ def _allocation_families(snapshot: Snapshot, base: Mapping[str, str]) -> Iterato
     for gpu in snapshot.gpus:
         held = [each for each in snapshot.view.held if gpu.uuid in each.gpu_uuids]
         shares = (each.memory_bytes or gpu.memory_total_bytes for each in held)
-        count.append((_in(base[gpu.uuid]), len(held)))
-        size.append((_in(base[gpu.uuid]), sum(shares)))
-    yield _written("stoker_gpu_allocations", count)
-    yield _written("stoker_gpu_allocated_memory_bytes", size)
-
-
-def _process_families(snapshot: Snapshot, base: Mapping[str, str]) -> Iterator[Family]:
-    table = snapshot.processes
-    if table is None:
-        return
-    every: list[tuple[str, float]] = []
-    foreign: list[tuple[str, float]] = []
-    for uuid, text in base.items():
-        if uuid not in table.unread_gpu_uuids:
-            users = [each for each in table.processes if each.process.gpu_uuid == uuid]
-            every.append((_in(text), len(users)))
-            foreign.append((_in(text), sum(not each.allocation_id for each in users)))
-    yield _written("stoker_gpu_processes", every)
-    yield _written("stoker_gpu_foreign_processes", foreign)
+        count.append((in_braces(base[gpu.uuid]), len(held)))
+        size.append((in_braces(base[gpu.uuid]), sum(shares)))
+    yield written("stoker_gpu_allocations", count)
+    yield written("stoker_gpu_allocated_memory_bytes", size)
 
 
 def _agent_families(snapshot: Snapshot) -> Iterator[Family]:
     view = snapshot.view
-    yield _written(
-        "stoker_agent_build_info", [(labels(("version",), (view.identity.agent_version,)), 1)]
-    )
-    yield _single("stoker_agent_simulated", view.identity.simulated)
-    yield _single("stoker_agent_connected", view.connected)
-    yield _single("stoker_agent_outbox_frames", view.outbox_frames)
-    yield _single("stoker_agent_frames_dropped_total", view.frames_dropped)
-    yield _single("stoker_agent_samples_total", view.samples_total)
-    yield _written(
+    build = (view.identity.node, view.identity.agent_version)
+    yield written("stoker_agent_build_info", [(labels(BUILD_LABELS, build), 1)])
+    yield single("stoker_agent_simulated", view.identity.simulated)
+    yield single("stoker_agent_connected", view.connected)
+    yield single("stoker_agent_kernel_log_followed", view.kernel_log.is_followed)
+    yield single("stoker_agent_outbox_frames", view.outbox_frames)
+    yield single("stoker_agent_frames_dropped_total", view.frames_dropped)
+    yield single("stoker_agent_samples_total", view.samples_total)
+    yield written(
         "stoker_agent_sample_failures_total",
         (
             (labels(("reason",), (kind,)), number)
             for kind, number in sorted(view.sample_failures.items())
         ),
     )
-    yield _written(
+    yield written(
         "stoker_agent_read_failures_total",
         (
             (labels(("fact", "reason"), key), number)
@@ -201,7 +197,7 @@ def _agent_families(snapshot: Snapshot) -> Iterator[Family]:
         durations.sum_seconds,
         sum(durations.counts),
     )
-    yield _single("stoker_agent_last_success_timestamp_seconds", view.last_success_at)
+    yield single("stoker_agent_last_success_timestamp_seconds", view.last_success_at)
     yield from _collector_families(snapshot)
 
 
@@ -213,49 +209,31 @@ def _collector_families(snapshot: Snapshot) -> Iterator[Family]:
         ("last_success_timestamp_seconds", [(text, run.last_success_at) for text, run in runs]),
     ):
         told = ((text, value) for text, value in values if value is not None)
-        yield _written(f"stoker_agent_collector_{name}", told)
+        yield written(f"stoker_agent_collector_{name}", told)
 
 
 def _host_families(snapshot: Snapshot) -> Iterator[Family]:
     host, since = snapshot.host, snapshot.host_unreaped_since
-    yield _written(
+    yield written(
         "stoker_agent_driver_state",
         ((labels(("state",), (s,)), s is snapshot.view.driver.state) for s in DriverState),
     )
-    yield _single("stoker_agent_driver_host_restarts_total", host.restarts_total)
-    yield _single("stoker_agent_driver_host_renewals_total", host.renewals_total)
-    yield _single("stoker_agent_driver_host_timeouts_total", host.timeouts_total)
+    yield single("stoker_agent_driver_host_restarts_total", host.restarts_total)
+    yield single("stoker_agent_driver_host_renewals_total", host.renewals_total)
+    yield single("stoker_agent_driver_host_timeouts_total", host.timeouts_total)
     hangs = sorted(host.hangs_by_function.items())
-    yield _written(
+    yield written(
         "stoker_agent_driver_hangs_total",
         ((labels(("function",), (function,)), number) for function, number in hangs),
     )
-    yield _single("stoker_agent_driver_host_failures_total", host.failures_total)
-    yield _single("stoker_agent_driver_host_crashes_total", host.crashes_total)
-    yield _single("stoker_agent_driver_host_kills_total", host.kills_total)
-    yield _single("stoker_agent_driver_inventory_changes_total", host.inventory_changes_total)
-    yield _single("stoker_agent_driver_host_unkillable_total", host.unreaped_total)
-    yield _single("stoker_agent_driver_host_unreaped", since is not None)
+    yield single("stoker_agent_driver_host_failures_total", host.failures_total)
+    yield single("stoker_agent_driver_host_crashes_total", host.crashes_total)
+    yield single("stoker_agent_driver_host_kills_total", host.kills_total)
+    yield single("stoker_agent_driver_inventory_changes_total", host.inventory_changes_total)
+    yield single("stoker_agent_driver_host_unkillable_total", host.unreaped_total)
+    yield single("stoker_agent_driver_host_unreaped", since is not None)
     held = None if since is None else snapshot.monotonic_seconds - since
-    yield _single("stoker_agent_driver_host_unreaped_seconds", held)
-
-
-def _single(name: str, value: float | None) -> Family:
-    return _written(name, [] if value is None else [("", value)])
-
-
-def _written(name: str, series: _Series) -> Family:
-    metric = METRICS[name]
-    return family(metric.name, metric.kind, metric.doc, series)
-
-
-def _in(base: str, name: str = "", value: str = "") -> str:
-    """Return a series' labels; the own label's value is a word of ours and needs no escaping."""
-    return f'{{{base},{name}="{value}"}}' if name else f"{{{base}}}"
-
-
-def _gpu_values(node: str, gpu: GpuIdentity) -> tuple[str, ...]:
-    return (node, str(gpu.index), gpu.uuid, gpu.model)
+    yield single("stoker_agent_driver_host_unreaped_seconds", held)
 
 
 def _info_values(node: str, gpu: GpuIdentity) -> tuple[str, ...]:
@@ -263,7 +241,7 @@ def _info_values(node: str, gpu: GpuIdentity) -> tuple[str, ...]:
         *(gpu.pci_bus_id, gpu.serial, gpu.vbios_version, gpu.board_part_number),
         *(gpu.compute_capability, gpu.minor_number, gpu.numa_node),
     )
-    return (*_gpu_values(node, gpu), *("" if fact is None else str(fact) for fact in facts))
+    return (*gpu_values(node, gpu), *("" if fact is None else str(fact) for fact in facts))
 
 
 def _mig_values(node: str, gpu: GpuIdentity, device: MigDeviceReading) -> tuple[str, ...]:

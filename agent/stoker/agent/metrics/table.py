@@ -1,35 +1,23 @@
 """The table of the agent's own metrics (`stoker_*`): what each series is called, means and costs.
 
 The page is written from this table and docs/metrics.md is generated from it, so neither can tell
-what the other does not. Names carry base units; what changes with time or place stands in an
-`_info` series, to be joined by `uuid`.
+what the other does not.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 
 from stoker.agent.driver_host.states import HUNG_FUNCTIONS_MAX
 from stoker.agent.facts import FACTS, Fact, Kind
+from stoker.agent.metrics.agent_rows import AGENT_ROWS
 from stoker.agent.metrics.exposition import FamilyKind
+from stoker.agent.metrics.gpu_rows import ASSIGNMENTS_MAX, GPU_ROWS, PROCESSES_MAX
+from stoker.agent.metrics.row import GPU_LABELS, MIG_LABELS, Metric
+from stoker.agent.owners import AssignedBy
 from stoker.agent.telemetry import WINDOWED, XIDS_MAX
+from stoker.agent.verdicts import Check, RepairAction, Verdict
 
-GPU_LABELS = ("node", "gpu", "uuid", "model")
-MIG_LABELS = (
-    *("node", "gpu", "uuid", "mig_uuid"),
-    *("profile", "gpu_instance", "compute_instance"),
-)
-INFO_LABELS = (
-    *GPU_LABELS,
-    *("pci_bus_id", "serial", "vbios_version", "board_part_number"),
-    *("compute_capability", "minor_number", "numa_node"),
-)
-DRIVER_INFO_LABELS = ("node", "driver_version", "cuda_version", "nvml_version")
-XID_LABELS = (*GPU_LABELS, "xid")
-MISSING_LABELS = ("node", "gpu", "uuid", "error_kind")
-
-# Nobody's series has more labels: some stores refuse more than 30.
-LABELS_MAX = 20
+_SHOWN_PROCESS = "one for each process that is told"
 
 # What bounds the number of values of a label.
 LABEL_BOUNDS: Mapping[str, str] = MappingProxyType(
@@ -48,6 +36,23 @@ LABEL_BOUNDS: Mapping[str, str] = MappingProxyType(
         "gpu_instance": "one for each MIG device",
         "compute_instance": "one for each MIG device",
         "xid": f"the Xids seen since the agent started, {XIDS_MAX} at most a GPU",
+        "verdict": f"{len(Verdict)}",
+        "check": f"the checks, {len(Check)}",
+        "code": "one for each fault that lasts: an Xid, a link, or a kind of the check's",
+        "action": f"{len(RepairAction)}",
+        "by": f"{len(AssignedBy)}",
+        "holder": f"one for each assignment that is told, {ASSIGNMENTS_MAX} at most a node",
+        "pid": f"{_SHOWN_PROCESS}, {PROCESSES_MAX} at most a node",
+        "user": _SHOWN_PROCESS,
+        "command": _SHOWN_PROCESS,
+        "unit": _SHOWN_PROCESS,
+        "pod": _SHOWN_PROCESS,
+        "pod_uid": _SHOWN_PROCESS,
+        "namespace": _SHOWN_PROCESS,
+        "container": _SHOWN_PROCESS,
+        "slurm_job": _SHOWN_PROCESS,
+        "allocation": _SHOWN_PROCESS,
+        "what": "two: processes, assignments",
         "error_kind": "one for each GPU that is missing",
         "pci_bus_id": "one for each GPU",
         "serial": "one for each GPU",
@@ -76,44 +81,6 @@ RATE_OF: Mapping[Fact, Fact] = MappingProxyType(
         Fact.PCIE_RECEIVE_BYTES_PER_SECOND: Fact.PCIE_RECEIVE_BYTES,
         Fact.NVLINK_TRANSMIT_BYTES_PER_SECOND: Fact.NVLINK_TRANSMIT_BYTES,
         Fact.NVLINK_RECEIVE_BYTES_PER_SECOND: Fact.NVLINK_RECEIVE_BYTES,
-    }
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """A row of the table: one family of series."""
-
-    name: str
-    kind: FamilyKind
-    labels: tuple[str, ...]
-    doc: str
-    source: str = "agent"  # who knows it
-    rate: str = "scrape"  # how often it is made anew
-
-    @property
-    def unit(self) -> str:
-        """What a value counts, by the end of the name."""
-        bare = self.name.removesuffix("_total")
-        for end, unit in _UNITS.items():
-            if bare.endswith(end):
-                return unit
-        return "0 or 1" if self.doc.startswith("Whether") else "number"
-
-
-_UNITS: Mapping[str, str] = MappingProxyType(
-    {
-        "_bytes_per_second": "bytes/s",
-        "_bytes": "bytes",
-        "_ratio": "0 to 1",
-        "_hertz": "Hz",
-        "_watts": "W",
-        "_joules": "J",
-        "_celsius": "°C",
-        "_timestamp_seconds": "Unix seconds",
-        "_time_seconds": "Unix seconds",
-        "_seconds": "s",
-        "_info": "always 1",
     }
 )
 
@@ -193,284 +160,6 @@ def _of_mig() -> Iterator[Metric]:
         yield Metric(name, kind, MIG_LABELS, doc, _source(fact), spec.rate)
 
 
-_GAUGE, _COUNTER = FamilyKind.GAUGE, FamilyKind.COUNTER
-
-_WRITTEN: tuple[Metric, ...] = (
-    Metric(
-        "stoker_gpu_up",
-        _GAUGE,
-        GPU_LABELS,
-        "Whether the GPU was read within the last three intervals.",
-    ),
-    Metric(
-        "stoker_gpu_info",
-        _GAUGE,
-        INFO_LABELS,
-        "What the GPU is; an empty label was not told.",
-        source="NVML",
-        rate="inventory",
-    ),
-    Metric(
-        "stoker_gpu_driver_info",
-        _GAUGE,
-        DRIVER_INFO_LABELS,
-        "The versions of the driver, of the CUDA it brings, and of its library.",
-        source="NVML",
-        rate="inventory",
-    ),
-    Metric(
-        "stoker_gpu_missing",
-        _GAUGE,
-        MISSING_LABELS,
-        "1 for every GPU that the driver counts and that cannot be read; `error_kind` says why.",
-        source="NVML",
-        rate="inventory",
-    ),
-    Metric(
-        "stoker_gpu_xid_errors_total",
-        _COUNTER,
-        XID_LABELS,
-        "Errors that the driver reported (Xids), since the agent started; only those seen.",
-        source="NVML's events",
-        rate="as they come",
-    ),
-    Metric(
-        "stoker_gpu_xid_last_timestamp_seconds",
-        _GAUGE,
-        XID_LABELS,
-        "When the Xid was seen last.",
-        source="NVML's events",
-        rate="as they come",
-    ),
-    Metric(
-        "stoker_gpu_allocations",
-        _GAUGE,
-        GPU_LABELS,
-        "Allocations that hold the GPU or a share of it.",
-    ),
-    Metric(
-        "stoker_gpu_allocated_memory_bytes",
-        _GAUGE,
-        GPU_LABELS,
-        "Memory of the GPU that is granted to somebody.",
-    ),
-    Metric(
-        "stoker_gpu_processes",
-        _GAUGE,
-        GPU_LABELS,
-        "Processes with a context on the GPU.",
-        source="NVML and /proc",
-        rate="processes",
-    ),
-    Metric(
-        "stoker_gpu_foreign_processes",
-        _GAUGE,
-        GPU_LABELS,
-        "Those of them that belong to no allocation.",
-        source="NVML and /proc",
-        rate="processes",
-    ),
-    Metric(
-        "stoker_agent_build_info",
-        _GAUGE,
-        ("version",),
-        "The label tells the version.",
-    ),
-    Metric(
-        "stoker_agent_simulated",
-        _GAUGE,
-        (),
-        "Whether the GPUs are simulated.",
-    ),
-    Metric(
-        "stoker_agent_connected",
-        _GAUGE,
-        (),
-        "Whether the aggregator has welcomed this agent.",
-    ),
-    Metric(
-        "stoker_agent_outbox_frames",
-        _GAUGE,
-        (),
-        "Frames that are not acknowledged yet.",
-    ),
-    Metric(
-        "stoker_agent_frames_dropped_total",
-        _COUNTER,
-        (),
-        "Frames that the full outbox dropped.",
-    ),
-    Metric(
-        "stoker_agent_samples_total",
-        _COUNTER,
-        (),
-        "Sampling ticks that were answered.",
-    ),
-    Metric(
-        "stoker_agent_sample_failures_total",
-        _COUNTER,
-        ("reason",),
-        "Sampling ticks without an answer.",
-    ),
-    Metric(
-        "stoker_agent_read_failures_total",
-        _COUNTER,
-        ("fact", "reason"),
-        "Facts that were asked for and not told; the fact `gpu` is a whole GPU.",
-    ),
-    Metric(
-        "stoker_agent_sample_duration_seconds",
-        FamilyKind.HISTOGRAM,
-        (),
-        "Time that the driver took to answer a sampling tick.",
-    ),
-    Metric(
-        "stoker_agent_last_success_timestamp_seconds",
-        _GAUGE,
-        (),
-        "When a sampling tick was last answered.",
-    ),
-    Metric(
-        "stoker_agent_collector_success",
-        _GAUGE,
-        ("collector",),
-        "Whether the newest run of this reader succeeded.",
-    ),
-    Metric(
-        "stoker_agent_collector_duration_seconds",
-        _GAUGE,
-        ("collector",),
-        "Time that this run took.",
-    ),
-    Metric(
-        "stoker_agent_collector_last_success_timestamp_seconds",
-        _GAUGE,
-        ("collector",),
-        "When a run of this reader last succeeded.",
-    ),
-    Metric(
-        "stoker_agent_driver_state",
-        _GAUGE,
-        ("state",),
-        "1 for the state that the driver is in, 0 for the others.",
-    ),
-    Metric(
-        "stoker_agent_driver_host_restarts_total",
-        _COUNTER,
-        (),
-        "Driver hosts replaced after a failure.",
-    ),
-    Metric(
-        "stoker_agent_driver_host_renewals_total",
-        _COUNTER,
-        (),
-        "Driver hosts replaced to look for GPUs that were lost; no failure.",
-    ),
-    Metric(
-        "stoker_agent_driver_host_timeouts_total",
-        _COUNTER,
-        (),
-        "Questions that the driver did not answer in time.",
-    ),
-    Metric(
-        "stoker_agent_driver_hangs_total",
-        _COUNTER,
-        ("function",),
-        "Of those, the ones in a call, by the driver's function.",
-    ),
-    Metric(
-        "stoker_agent_driver_host_failures_total",
-        _COUNTER,
-        (),
-        "Questions that were answered by an error, or could not be asked.",
-    ),
-    Metric(
-        "stoker_agent_driver_host_kills_total",
-        _COUNTER,
-        (),
-        "Driver hosts that did not end when asked.",
-    ),
-    Metric(
-        "stoker_agent_driver_host_crashes_total",
-        _COUNTER,
-        (),
-        "Driver hosts that stumbled inside of the library.",
-    ),
-    Metric(
-        "stoker_agent_driver_inventory_changes_total",
-        _COUNTER,
-        (),
-        "Times that the GPUs were not those found before.",
-    ),
-    Metric(
-        "stoker_agent_driver_host_unkillable_total",
-        _COUNTER,
-        (),
-        "Driver hosts that did not end when killed.",
-    ),
-    Metric(
-        "stoker_agent_driver_host_unreaped",
-        _GAUGE,
-        (),
-        "Whether the kernel holds a killed driver host, so that none can start.",
-    ),
-    Metric(
-        "stoker_agent_driver_host_unreaped_seconds",
-        _GAUGE,
-        (),
-        "Time for which it has held it.",
-    ),
-    Metric(
-        "stoker_agent_driver_host_resident_memory_bytes",
-        _GAUGE,
-        (),
-        "Resident memory of the driver host.",
-        source="/proc",
-    ),
-    Metric(
-        "process_cpu_seconds_total",
-        _COUNTER,
-        (),
-        "Processor time of the agent, its driver host not included.",
-        source="/proc",
-    ),
-    Metric(
-        "process_resident_memory_bytes",
-        _GAUGE,
-        (),
-        "Resident memory of the agent.",
-        source="/proc",
-    ),
-    Metric(
-        "process_virtual_memory_bytes",
-        _GAUGE,
-        (),
-        "Virtual memory of the agent.",
-        source="/proc",
-    ),
-    Metric(
-        "process_start_time_seconds",
-        _GAUGE,
-        (),
-        "When the agent started.",
-        source="/proc",
-    ),
-    Metric(
-        "process_open_fds",
-        _GAUGE,
-        (),
-        "Files that the agent has open.",
-        source="/proc",
-    ),
-    Metric(
-        "process_max_fds",
-        _GAUGE,
-        (),
-        "Most files that it may have open.",
-        source="/proc",
-    ),
-)
-
 METRICS: Mapping[str, Metric] = MappingProxyType(
-    {each.name: each for each in (*_of_facts(), *_of_extents(), *_of_mig(), *_WRITTEN)}
+    {each.name: each for each in (*_of_facts(), *_of_extents(), *_of_mig(), *GPU_ROWS, *AGENT_ROWS)}
 )

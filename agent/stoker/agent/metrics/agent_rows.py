@@ -1,0 +1,228 @@
+"""The rows of the table about the agent itself: its line, its readers, its driver host, itself."""
+
+from stoker.agent.metrics.exposition import FamilyKind
+from stoker.agent.metrics.row import BUILD_LABELS, Metric
+
+_GAUGE, _COUNTER = FamilyKind.GAUGE, FamilyKind.COUNTER
+
+AGENT_ROWS: tuple[Metric, ...] = (
+    Metric(
+        "stoker_agent_build_info",
+        _GAUGE,
+        BUILD_LABELS,
+        "What runs where: what has no label of the node is joined with this by its scrape.",
+    ),
+    Metric(
+        "stoker_agent_simulated",
+        _GAUGE,
+        (),
+        "Whether the GPUs are simulated.",
+    ),
+    Metric(
+        "stoker_agent_connected",
+        _GAUGE,
+        (),
+        "Whether the aggregator has welcomed this agent.",
+    ),
+    Metric(
+        "stoker_agent_outbox_frames",
+        _GAUGE,
+        (),
+        "Frames that are not acknowledged yet.",
+    ),
+    Metric(
+        "stoker_agent_frames_dropped_total",
+        _COUNTER,
+        (),
+        "Frames that the full outbox dropped.",
+    ),
+    Metric(
+        "stoker_agent_samples_total",
+        _COUNTER,
+        (),
+        "Sampling ticks that were answered.",
+    ),
+    Metric(
+        "stoker_agent_sample_failures_total",
+        _COUNTER,
+        ("reason",),
+        "Sampling ticks without an answer.",
+    ),
+    Metric(
+        "stoker_agent_read_failures_total",
+        _COUNTER,
+        ("fact", "reason"),
+        "Facts that were asked for and not told; the fact `gpu` is a whole GPU.",
+    ),
+    Metric(
+        "stoker_agent_sample_duration_seconds",
+        FamilyKind.HISTOGRAM,
+        (),
+        "Time that the driver took to answer a sampling tick.",
+    ),
+    Metric(
+        "stoker_agent_last_success_timestamp_seconds",
+        _GAUGE,
+        (),
+        "When a sampling tick was last answered.",
+    ),
+    Metric(
+        "stoker_agent_collector_success",
+        _GAUGE,
+        ("collector",),
+        "Whether the newest run of this reader succeeded.",
+    ),
+    Metric(
+        "stoker_agent_collector_duration_seconds",
+        _GAUGE,
+        ("collector",),
+        "Time that this run took.",
+    ),
+    Metric(
+        "stoker_agent_collector_last_success_timestamp_seconds",
+        _GAUGE,
+        ("collector",),
+        "When a run of this reader last succeeded.",
+    ),
+    Metric(
+        "stoker_agent_kernel_log_followed",
+        _GAUGE,
+        (),
+        "Whether the kernel's log is followed; it tells faults that the driver keeps to itself.",
+    ),
+    Metric(
+        "stoker_agent_assignments_known",
+        _GAUGE,
+        (),
+        "Whether it is known which GPUs others have assigned; if not, no GPU here counts as free.",
+        source="kubelet, cgroups",
+        rate="processes",
+    ),
+    Metric(
+        "stoker_agent_series_left_out",
+        _GAUGE,
+        ("what",),
+        "What has no info series because there is too much of it, by what it is about.",
+    ),
+    Metric(
+        "stoker_agent_driver_state",
+        _GAUGE,
+        ("state",),
+        "1 for the state that the driver is in, 0 for the others.",
+    ),
+    Metric(
+        "stoker_agent_driver_host_restarts_total",
+        _COUNTER,
+        (),
+        "Driver hosts replaced after a failure.",
+    ),
+    Metric(
+        "stoker_agent_driver_host_renewals_total",
+        _COUNTER,
+        (),
+        "Driver hosts replaced to look for GPUs that were lost; no failure.",
+    ),
+    Metric(
+        "stoker_agent_driver_host_timeouts_total",
+        _COUNTER,
+        (),
+        "Questions that the driver did not answer in time.",
+    ),
+    Metric(
+        "stoker_agent_driver_hangs_total",
+        _COUNTER,
+        ("function",),
+        "Of those, the ones in a call, by the driver's function.",
+    ),
+    Metric(
+        "stoker_agent_driver_host_failures_total",
+        _COUNTER,
+        (),
+        "Questions that were answered by an error, or could not be asked.",
+    ),
+    Metric(
+        "stoker_agent_driver_host_kills_total",
+        _COUNTER,
+        (),
+        "Driver hosts that did not end when asked.",
+    ),
+    Metric(
+        "stoker_agent_driver_host_crashes_total",
+        _COUNTER,
+        (),
+        "Driver hosts that stumbled inside of the library.",
+    ),
+    Metric(
+        "stoker_agent_driver_inventory_changes_total",
+        _COUNTER,
+        (),
+        "Times that the GPUs were not those found before.",
+    ),
+    Metric(
+        "stoker_agent_driver_host_unkillable_total",
+        _COUNTER,
+        (),
+        "Driver hosts that did not end when killed.",
+    ),
+    Metric(
+        "stoker_agent_driver_host_unreaped",
+        _GAUGE,
+        (),
+        "Whether the kernel holds a killed driver host, so that none can start.",
+    ),
+    Metric(
+        "stoker_agent_driver_host_unreaped_seconds",
+        _GAUGE,
+        (),
+        "Time for which it has held it.",
+    ),
+    Metric(
+        "stoker_agent_driver_host_resident_memory_bytes",
+        _GAUGE,
+        (),
+        "Resident memory of the driver host.",
+        source="/proc",
+    ),
+    Metric(
+        "process_cpu_seconds_total",
+        _COUNTER,
+        (),
+        "Processor time of the agent, its driver host not included.",
+        source="/proc",
+    ),
+    Metric(
+        "process_resident_memory_bytes",
+        _GAUGE,
+        (),
+        "Resident memory of the agent.",
+        source="/proc",
+    ),
+    Metric(
+        "process_virtual_memory_bytes",
+        _GAUGE,
+        (),
+        "Virtual memory of the agent.",
+        source="/proc",
+    ),
+    Metric(
+        "process_start_time_seconds",
+        _GAUGE,
+        (),
+        "When the agent started.",
+        source="/proc",
+    ),
+    Metric(
+        "process_open_fds",
+        _GAUGE,
+        (),
+        "Files that the agent has open.",
+        source="/proc",
+    ),
+    Metric(
+        "process_max_fds",
+        _GAUGE,
+        (),
+        "Most files that it may have open.",
+        source="/proc",
+    ),
+)
