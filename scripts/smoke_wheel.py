@@ -86,7 +86,7 @@ def check_complete(wheel: Path) -> None:
 
 def check_daemons(programs: Path, work: Path) -> None:
     """Starts an aggregator and a simulated agent, waits for the node, stops both with SIGTERM."""
-    for name in ("stoker", "stoker-agent", "stoker-aggregator"):
+    for name in ("stoker", "stoker-agent", "stoker-agent-helper", "stoker-aggregator"):
         print(run(programs / name, "--version", cwd=work).strip())
     address = f"127.0.0.1:{free_port()}"
     aggregator = (

@@ -59,8 +59,6 @@ _VERBS: Mapping[type[Request], str] = {
     AskProfilingResume: "profiling resume",
     AskSetHealthy: "set-healthy",
 }
-# Memory that no process accounts for is worth a look at who has the driver's files open.
-UNATTRIBUTED_BYTES_SHOWN = 256 * 2**20
 
 
 class LocalDesk:
@@ -188,9 +186,12 @@ class LocalDesk:
 
     async def _status(self) -> Status:
         view = self._view()
-        users = self._users()
-        if max(view.memory_unattributed_bytes.values(), default=0) >= UNATTRIBUTED_BYTES_SHOWN:
+        users, blind = self._users(), list_blind(view)
+        if not view.identity.simulated:
             users = await self._with_holders(users)
+            if users.holders_unknown:
+                blind = (*blind, users.holders_unknown)
+                users = msgspec.structs.replace(users, holders_unknown="")
             view = self._view()
         release = view.release
         since = view.last_success_monotonic_seconds
@@ -211,7 +212,7 @@ class LocalDesk:
             samples=view.samples_total,
             sample_failures=dict(view.sample_failures),
             users=users,
-            blind=list_blind(view),
+            blind=blind,
             link=LinkFacts(
                 aggregators=self._aggregators,
                 is_connected=view.connected,

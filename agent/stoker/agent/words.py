@@ -64,7 +64,9 @@ def list_blind(view: NodeView) -> tuple[str, ...]:
     """Return what the agent cannot see and why, a sentence each."""
     found: list[str] = []
     if not view.kernel_log.is_followed:
-        found.append(f"the kernel's log: {view.kernel_log.reason}")
+        reason = view.kernel_log.reason
+        is_named = reason.startswith("the kernel's log")
+        found.append(reason if is_named else f"the kernel's log: {reason}")
     if view.processes is not None and view.processes.assignments_unknown:
         found.append(f"what others have handed out: {view.processes.assignments_unknown}")
     return tuple(found)

@@ -215,10 +215,7 @@ def _holders(users: UsersFacts) -> list[Shown]:
     if users.holders:
         return ["", words(f"{OTHERS}:"), _holder_table(users.holders)]
     if users.holders_unknown:
-        found = (
-            f"others that have device files of the driver open: not known: {users.holders_unknown}"
-        )
-        return ["", words(found, "yellow")]
+        return ["", words(users.holders_unknown, "yellow")]
     return []
 
 

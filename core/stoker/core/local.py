@@ -182,7 +182,7 @@ class UsersFacts(_Facts, frozen=True):
     unread_gpus: tuple[GpuName, ...]  # of these nothing is known
     assignments: tuple[AssignmentFacts, ...] = ()
     assignments_unknown: str = ""  # why it is not known what others have handed out
-    holders: tuple[HolderFacts, ...] = ()  # looked for when the driver is released
+    holders: tuple[HolderFacts, ...] = ()  # of simulated GPUs: looked for at a release only
     holders_unknown: str = ""  # why they are not known; empty: they are, or nobody looked
 
 

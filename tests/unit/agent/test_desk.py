@@ -13,6 +13,7 @@ from stoker.agent.driver_host.link import DriverHost
 from stoker.agent.events import Event, InventoryRead, SampleTaken
 from stoker.agent.local import Caller
 from stoker.agent.owners import DeviceHolder, Owner
+from stoker.agent.privileged import HelperUnavailable
 from stoker.agent.readings import XidSeen
 from stoker.agent.sampler import Sampler
 from stoker.agent.verdicts import Verdict
@@ -137,6 +138,21 @@ async def test_a_release_names_who_else_has_the_files_open(desk: LocalDesk) -> N
     assert answer.users.holders == (
         HolderFacts(4711, "ann", "python train.py", ("/dev/nvidia0",), "Slurm job 12"),
     )
+
+
+async def test_what_only_the_helper_could_tell_is_named(
+    desk: LocalDesk, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def holders() -> tuple[DeviceHolder, ...]:
+        raise HelperUnavailable("who has the files open cannot be seen: nobody listens")
+
+    monkeypatch.setattr(desk, "_holders", holders)
+    real = replace(node.view, identity=replace(node.view.identity, simulated=False))
+    monkeypatch.setattr(desk, "_view", lambda: real)
+    status = await desk.answer(AskStatus(), Caller(42, SOMEBODY_UID))
+    assert isinstance(status, Status)
+    assert "who has the files open cannot be seen: nobody listens" in status.blind
+    assert "the kernel's log: it was not looked for yet" in status.blind
 
 
 async def test_a_gpu_is_said_to_be_well(desk: LocalDesk, node: Node) -> None:
