@@ -29,7 +29,10 @@ HEALTH = HealthConfig(
     pcie_link_seconds=0.5,
 )
 # Once a GPU is well its cordon ends after so long.
-FLEET = {"STOKER_AGGREGATOR_HEALTH_UNCORDON_AFTER_SECONDS": "0.3s"}
+FLEET = {
+    "STOKER_AGGREGATOR_HEALTH_UNCORDON_AFTER_SECONDS": "0.3s",
+    "STOKER_AGGREGATOR_HEALTH_CHANGES_PER_HOUR_MAX": "1000",  # one GPU falls ill in every row
+}
 XID_79 = "NVRM: Xid (PCI:{1}): 79, pid=4711, name=python3, GPU has fallen off the bus."
 
 XID_154 = (

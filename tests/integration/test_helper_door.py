@@ -268,6 +268,28 @@ def test_the_socket_of_a_dead_helper_is_replaced(folder: Path) -> None:
             assert "ok" in again.ask(LIST)[0]
 
 
+async def test_whoever_still_answers_for_a_dead_helper_does_not_keep_the_next_one_out(
+    found: RunningHelper, folder: Path
+) -> None:
+    reader, writer = await asyncio.open_unix_connection(found.path)
+    writer.write(FOLLOW)
+    async with asyncio.timeout(SECONDS_MAX):
+        assert await reader.readline() == b'{"ok": true}\n'
+    (follower,) = found.children
+    follower.suspend()  # as one that hangs in the kernel, it outlives the helper
+    try:
+        found.process.kill()
+        found.process.wait()
+        with running_again(folder) as again:
+            assert follower.is_running()
+            assert "ok" in again.ask(LIST)[0]
+    finally:
+        follower.kill()
+        writer.close()
+    with contextlib.suppress(ConnectionResetError):
+        await writer.wait_closed()
+
+
 @contextlib.contextmanager
 def running_again(folder: Path) -> Generator[RunningHelper]:
     """Give a helper at the same path; only what it says when it is ready goes elsewhere."""

@@ -22,8 +22,6 @@ from stoker.agent.actions import (
     SendFrame,
     SendHello,
 )
-from stoker.agent.attribution.holders import describe_holders
-from stoker.agent.attribution.pod_names import PodNames
 from stoker.agent.attribution.resolver import Attribution
 from stoker.agent.config import Settings
 from stoker.agent.desk import LocalDesk
@@ -48,13 +46,12 @@ from stoker.agent.link import Link
 from stoker.agent.local import LocalDoor
 from stoker.agent.metrics.snapshot import Snapshot
 from stoker.agent.model import DriverState, Drop, Hold, NodeIdentity
-from stoker.agent.owners import DeviceHolder
 from stoker.agent.privileged import Helper
 from stoker.agent.proctable import ProcTable
 from stoker.agent.sampler import Sampler, host_pid
 from stoker.agent.state import NodeState
 from stoker.agent.telemetry import Telemetry
-from stoker.agent.tenants import TenantReader, in_thread
+from stoker.agent.tenants import HolderReader, TenantReader
 from stoker.agent.verdicts import KernelLogStatus
 from stoker.core.clock import Clock
 from stoker.core.errors import ExitCode, Missing, StokerError, StoreError
@@ -118,8 +115,6 @@ class Agent:
             clock=clock,
             attribution=attribution,
         )
-        self._helper = helper
-        self._proctable = proctable
         self._kernel_log = KernelLogFollower(
             helper,
             identity.boot_id,
@@ -145,7 +140,7 @@ class Agent:
             happen=self.happen,
             let_go=self._let_go,
             saved=self._saves.join,
-            holders=self._holders,
+            holders=HolderReader(helper, proctable).read,
             clock=clock,
         )
 
@@ -286,11 +281,6 @@ class Agent:
             self.happen(KernelLogChanged(self._clock.now(), status))
         else:
             await self._kernel_log.run()
-
-    async def _holders(self) -> tuple[DeviceHolder, ...]:
-        """Return who has device files of the driver open; raises HelperUnavailable."""
-        raw = await self._helper.holders()
-        return await in_thread(lambda: describe_holders(raw, self._proctable, PodNames()))
 
     # --- the journal
 

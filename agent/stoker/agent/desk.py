@@ -1,7 +1,6 @@
 """Answers local callers: what the agent knows for everybody, what it does for those who may ask."""
 
 import asyncio
-import contextlib
 import math
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -149,13 +148,17 @@ class LocalDesk:
 
     async def _unsaved(self) -> str:
         """Return why a restart of the agent would undo it; empty: it would not."""
-        await self._until_saved()
+        await self._until_saved()  # where it has not, the view says that it is under way
         return self._view().release_unsaved
 
-    async def _until_saved(self) -> None:
-        with contextlib.suppress(TimeoutError):  # then the view says that it is under way
+    async def _until_saved(self) -> bool:
+        """Wait until the disk has answered; return whether it has."""
+        try:
             async with asyncio.timeout(SAVE_SECONDS_MAX):
                 await self._saved()
+        except TimeoutError:
+            return False
+        return True
 
     def _profiling(self) -> Profiling:
         seconds = self._sampler.profiling_pause_seconds
@@ -178,9 +181,10 @@ class LocalDesk:
         assert uuid is not None
         lasting = next((each.faults for each in view.health if each.uuid == uuid), ())
         self._happen(FaultsForgiven(self._clock.now(), uuid, by))
-        await self._until_saved()
+        is_answered = await self._until_saved()
         forgotten = tuple(fault.reason for fault in lasting)
-        return SetHealthy(uuid, forgotten, self._view().health_unsaved)
+        unsaved = self._view().health_unsaved if is_answered else "it is being noted down"
+        return SetHealthy(uuid, forgotten, unsaved)
 
     # --- what is known
 

@@ -4,7 +4,13 @@ from collections.abc import Iterator
 
 from stoker.agent.actions import SaveJournal
 from stoker.agent.model import HeldAllocation
-from stoker.agent.records import AllocationDropped, AllocationHeld, Record, SequencesReserved
+from stoker.agent.records import (
+    AllocationDropped,
+    AllocationHeld,
+    HealthRecord,
+    Record,
+    SequencesReserved,
+)
 
 # Sequence numbers that one record in the journal reserves: one write in half an hour at one per
 # second. The rest of a block is skipped at a restart.
@@ -47,6 +53,11 @@ class Saving:
     def drops(self) -> set[str]:
         """The ids of what is about to be let go of."""
         return {each.allocation_id for each in self if isinstance(each, AllocationDropped)}
+
+    @property
+    def is_saving_health(self) -> bool:
+        """Whether something about health is being saved."""
+        return any(isinstance(each, HealthRecord) for each in self)
 
     def is_reservation_due(self, next_sequence: int, reserved_below: int, now: float) -> bool:
         """Whether sequence numbers run low and are not being reserved already."""

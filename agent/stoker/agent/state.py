@@ -175,6 +175,9 @@ class NodeState:
             case e.ReleaseTimePassed(at):
                 if self._release is not None and self._release.is_over(at):
                     yield from self._resume_driver()
+                elif self._release is not None:
+                    self._health.take_release(at, self._now, self._release)
+                    yield from self._flush(at)
             case e.CommandReceived():
                 yield from self._obey(event)
             case e.LinkUp():
@@ -314,8 +317,7 @@ class NodeState:
         self._reporter.owe(Part.DRIVER)
         if status.state is not DriverState.READING:
             self._picture.forget()
-            reason = status.reason or f"driver {status.state}"
-            self._health.take_silence(at, self._now, reason)
+            self._health.take_silence(at, self._now, status.reason or f"driver {status.state}")
             yield from self._lose_processes(at)
         elif before.state is not DriverState.READING:
             self._health.take_driver_opened(at)
@@ -327,7 +329,7 @@ class NodeState:
     def _release_driver(self, at: float, release: Release) -> Iterator[Action]:
         self._release, self._release_failure = release, "it is being noted down"
         self._picture.forget()
-        self._health.take_silence(at, self._now, f"released by {release.by}")
+        self._health.take_release(at, self._now, release)
         yield a.ReleaseDriver()
         yield self._saving.begin(r.DriverReleased(release))
         yield from self._lose_processes(at)
@@ -473,7 +475,7 @@ class NodeState:
 
     def _note_health(self) -> Iterator[Action]:
         """Have remembered what is new about health, and owe it."""
-        records, is_changed = self._health.news()
+        records, is_changed = self._health.news(is_saving=self._saving.is_saving_health)
         if records:
             yield self._saving.begin(*records)
         if is_changed:
@@ -490,8 +492,7 @@ class NodeState:
             {**self._failed, **carried, **self._durable.held},
             leaving={*self._failed, *self._ending},
         )
-        health = self._health.gpus
-        report = Report(self._inventory, held, self._driver, self._processes, health)
+        report = Report(self._inventory, held, self._driver, self._processes, self._health.gpus)
         self._reporter.add_frame(at, self._now, samples, report)
         yield from self._send_due()
 

@@ -12,6 +12,8 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
+from stoker.agent.attribution.holders import describe_holders
+from stoker.agent.attribution.pod_names import PodNames
 from stoker.agent.attribution.resolver import Attributed, Attribution, Looked
 from stoker.agent.driver import DriverError
 from stoker.agent.driver_host.link import DriverHost
@@ -22,13 +24,17 @@ from stoker.agent.events import (
     ProcessReadingFailed,
 )
 from stoker.agent.model import CollectorStatus, NodeView, ProcessSeen
-from stoker.agent.owners import NOBODY, Owner
+from stoker.agent.owners import NOBODY, DeviceHolder, Owner
+from stoker.agent.privileged import Helper, HelperUnavailable, RawHolder
 from stoker.agent.proctable import ProcessFacts, ProcTable
 from stoker.agent.readings import ProcessReading
 from stoker.core.clock import Clock
 
 # How long looking up the processes on the GPUs may take.
 LOOK_UP_SECONDS = 5.0
+# How many look for holders at one time; more wait. Each look costs the helper one of its few
+# connections, which the agent needs for what it asks itself, and a walk over all of /proc.
+HOLDERS_ASKED_MAX = 4
 
 T = TypeVar("T")
 
@@ -149,6 +155,37 @@ class TenantReader:
 
 
 _Found = tuple[Mapping[int, ProcessFacts], Looked | None]
+
+
+class HolderReader:
+    """Tells people who has device files of the driver open, however many ask."""
+
+    def __init__(self, helper: Helper, proctable: ProcTable) -> None:
+        """Take who sees them, and who knows the names of users."""
+        self._helper = helper
+        self._proctable = proctable
+        self._turns = asyncio.Semaphore(HOLDERS_ASKED_MAX)
+        self._naming: asyncio.Future[tuple[DeviceHolder, ...]] | None = None
+
+    async def read(self) -> tuple[DeviceHolder, ...]:
+        """Return them as they are now; raises HelperUnavailable."""
+        async with self._turns:
+            raw = await self._helper.holders()
+        try:
+            async with asyncio.timeout(LOOK_UP_SECONDS):
+                return await self._named(raw)
+        except TimeoutError as error:
+            raise HelperUnavailable(
+                "who has the driver's device files open cannot be told: the names of users and "
+                f"pods have not come within {LOOK_UP_SECONDS:g} s"
+            ) from error
+
+    async def _named(self, raw: Sequence[RawHolder]) -> tuple[DeviceHolder, ...]:
+        """Look up names; one such look is under way at most, as a directory server may hang."""
+        while self._naming is not None and not self._naming.done():
+            await asyncio.wait([self._naming])
+        self._naming = in_thread(lambda: describe_holders(raw, self._proctable, PodNames()))
+        return await asyncio.shield(self._naming)
 
 
 def describe_all(

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from stoker.agent.health.judge import Judge
-from stoker.agent.model import NumberedInventory, ProcessSeen
+from stoker.agent.model import NumberedInventory, ProcessSeen, Release
 from stoker.agent.picture import Picture
 from stoker.agent.readings import GpuReading, GpuSample
 from stoker.agent.records import HealthRecord
@@ -50,6 +50,10 @@ class Wellbeing:
         self.memory_unattributed_bytes, self._counted = {}, None
         self._judge.take_silence(at, now, reason)
 
+    def take_release(self, at: float, now: float, release: Release) -> None:
+        """Take in that nothing is read, with each tick of a release: what was seen grows old."""
+        self.take_silence(at, now, f"the driver is released by {release.by}")
+
     def take_kernel_log(self, at: float, lines: Sequence[KernelLine]) -> None:
         """Take in what the kernel's log tells."""
         self._judge.take_kernel_log(at, lines)
@@ -86,10 +90,14 @@ class Wellbeing:
         self._judge.take_inventory(at, told)
         return replace(told, missing=(*told.missing, *self._judge.absent()))
 
-    def news(self) -> tuple[tuple[HealthRecord, ...], bool]:
-        """Return what is to be remembered since the last time, and whether a verdict changed."""
+    def news(self, *, is_saving: bool) -> tuple[tuple[HealthRecord, ...], bool]:
+        """Return what is to be remembered since the last time, and whether a verdict changed.
+
+        While earlier records are being saved, later ones wait here, the newest of each fault: a
+        disk that hangs lets nothing pile up.
+        """
         before, self._told = self._told, self._judge.gpus()
-        return self._judge.take_records(), self._told is not before
+        return () if is_saving else self._judge.take_records(), self._told is not before
 
 
 def without_absent(inventory: NumberedInventory) -> NumberedInventory:

@@ -5,6 +5,7 @@ change it, so that a restart and a replay give the same. What a node reports is 
 table (`upkeep`), and what differs becomes an event.
 """
 
+from collections import deque
 from collections.abc import MutableMapping
 from dataclasses import replace
 
@@ -18,6 +19,8 @@ from stoker.aggregator.verdicts import Condition, GpuCordon, Verdict
 FAILURES_KEPT_SECONDS = 90 * 86_400.0
 # A fleet in which more fail has another trouble than single cards; the oldest are forgotten first.
 FAILURES_MAX = 10_000
+# For so long changes of a GPU's verdict are counted together.
+COUNTED_SECONDS = 3600.0
 
 ConditionEvent = e.GpuHealthChanged | e.GpuForgotten | e.GpuCordoned | e.GpuUncordoned
 
@@ -27,7 +30,8 @@ class Conditions:
 
     def __init__(self) -> None:
         self.table: MutableMapping[str, Condition] = {}  # by UUID
-        self.failures: tuple[Failure, ...] = ()  # oldest first
+        # Oldest first. Not a tuple: where a whole fleet fails at once, each would copy all others.
+        self._failures: deque[Failure] = deque(maxlen=FAILURES_MAX)
         # What follows: UUIDs of those with which something is wrong or done, those that are
         # cordoned by health, drains, and what each node told of.
         self.notable: MutableMapping[str, None] = {}
@@ -35,6 +39,11 @@ class Conditions:
         self.drains: MutableMapping[str, float] = {}
         self.told_by: Names = {}
         self.version = 0  # rises with every change, and with what else cordons depend on
+
+    @property
+    def failures(self) -> tuple[Failure, ...]:
+        """Who failed when, oldest first."""
+        return tuple(self._failures)
 
     def get(self, uuid: str) -> Condition | None:
         """Return what is known of a GPU; None: nothing."""
@@ -68,6 +77,7 @@ class Conditions:
     def _judge(self, event: e.GpuHealthChanged, before: Condition) -> None:
         health = event.health
         is_well = health.verdict is Verdict.HEALTHY
+        is_same_hour = 0.0 <= event.at - before.counted_since < COUNTED_SECONDS
         after = replace(
             before,
             node=event.node,
@@ -75,23 +85,21 @@ class Conditions:
             health=health,
             changed_at=event.at,
             acknowledged=None if is_well else before.acknowledged,
+            changes=before.changes + 1 if is_same_hour else 1,
+            counted_since=before.counted_since if is_same_hour else event.at,
         )
         # Unread for a while and found as it was is not another failure.
         if health.verdict is Verdict.UNHEALTHY and before.failed != health.fault:
             if before.verdict is not Verdict.UNHEALTHY:
                 what = health.check_in_words
-                failure = Failure(event.at, event.uuid, event.node, after.slot, what)
-                self.failures = (*self.failures, failure)
+                self._failures.append(Failure(event.at, event.uuid, event.node, after.slot, what))
             after = replace(after, failed=health.fault)
         self._put(after)
 
     def _forget_failures(self, since: float) -> None:
-        """Forget what is older, and the oldest of too many."""
-        # Looked through only when there is something to forget: a whole fleet may fail at once.
-        if self.failures and self.failures[0].at <= since:
-            self.failures = tuple(each for each in self.failures if each.at > since)
-        if len(self.failures) > FAILURES_MAX:
-            self.failures = self.failures[-FAILURES_MAX:]
+        """Forget what is older; the oldest of too many are gone already."""
+        while self._failures and self._failures[0].at <= since:
+            self._failures.popleft()
 
     def _of(self, uuid: str, node: str) -> Condition:
         return self.table.get(uuid) or Condition(uuid, node)
@@ -128,7 +136,7 @@ class Conditions:
         """Return a table laid over this one; see `Fleet.draft`."""
         draft = Conditions()
         draft.table = Overlay(self.table)
-        draft.failures = self.failures
+        draft._failures = self._failures.copy()
         draft.notable = Overlay(self.notable)
         draft.cordoned_by_health = Overlay(self.cordoned_by_health)
         draft.drains = Overlay(self.drains)
@@ -140,7 +148,7 @@ class Conditions:
         """Take over what a snapshot has."""
         for condition in conditions:
             self._put(condition)
-        self.failures = failures
+        self._failures = deque(failures, FAILURES_MAX)
 
 
 def _keep(table: MutableMapping[str, None], uuid: str, *, is_in: bool) -> None:

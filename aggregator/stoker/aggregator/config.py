@@ -54,6 +54,13 @@ class HealthConfig:
         minimum=0.0,
         maximum=30 * DAY_SECONDS,
     )
+    changes_per_hour_max: int = option(
+        30,
+        "So often in an hour a GPU's verdict may change; then only worse ones count until the hour "
+        "is over.",
+        minimum=2,
+        maximum=1_000_000,
+    )
     lemon_days: float = option(
         30.0,
         "Failures of so many days tell a card or a slot that keeps failing.",
@@ -112,6 +119,7 @@ def settle(written: AggregatorConfig, environ: Mapping[str, str], *, is_root: bo
             share_max=written.health.cordon_share_max,
             gpus_min=written.health.cordon_gpus_min,
             uncordon_after_seconds=written.health.uncordon_after_seconds,
+            changes_per_hour_max=written.health.changes_per_hour_max,
         ),
         lemons=LemonPolicy(window_seconds=written.health.lemon_days * DAY_SECONDS),
     )

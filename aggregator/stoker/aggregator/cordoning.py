@@ -15,6 +15,7 @@ Nothing is decided on what a node told before it was lost: until its agent has j
 cordons of its GPUs stay as they are.
 """
 
+import heapq
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -45,6 +46,7 @@ class CordonPolicy:
     share_max: float = 0.2  # of all GPUs of the fleet
     gpus_min: int = 1  # so many may be, however small the fleet
     uncordon_after_seconds: float = 60.0
+    changes_per_hour_max: int = 30  # of one GPU's verdict; more is flapping
 
     def limit(self, gpus_total: int) -> int:
         """Return how many GPUs may be cordoned for their health in a fleet of so many."""
@@ -83,18 +85,22 @@ class Review:
     uncordon: tuple[Condition, ...] = ()
     # Why a GPU that is at the bar is not cordoned, by UUID.
     withheld: Mapping[str, str] = field(default_factory=dict[str, str])
+    withheld_for_share: int = 0  # how many of these because so many are cordoned already
     due_at: float | None = None  # when time alone changes this; None: never
 
 
 def review(cases: Iterable[Case], gpus_total: int, policy: CordonPolicy, now: float) -> Review:
-    """Return which GPUs to cordon and un-cordon at `now`, and why some are not."""
+    """Return which GPUs to cordon and un-cordon at `now`, and why some are not.
+
+    All may be ill at once, so only those are put in order between which there is a choice.
+    """
     limit = policy.limit(gpus_total)
     standing: list[Case] = []
     asking: list[Case] = []
     uncordon: list[Condition] = []
     due: list[float] = []
     withheld: dict[str, str] = {}
-    for case in sorted(cases, key=_worst_first):
+    for case in cases:
         condition, cordon = case.condition, case.condition.cordon
         if cordon is not None and cordon.by_health:
             well_at = _well_at(case, policy)
@@ -110,15 +116,23 @@ def review(cases: Iterable[Case], gpus_total: int, policy: CordonPolicy, now: fl
                 withheld[condition.uuid] = why_not
             else:
                 asking.append(case)
+    standing.sort(key=_worst_first)
     uncordon += [case.condition for case in standing[limit:]]
     room = max(0, limit - len(standing))
-    for case in asking[room:]:
-        withheld[case.condition.uuid] = _share_is_spent(limit, gpus_total, policy)
+    chosen = [case.condition for case in heapq.nsmallest(room, asking, key=_worst_first)]
+    if len(chosen) < len(asking):
+        is_spent = dict.fromkeys(
+            (case.condition.uuid for case in asking), _share_is_spent(limit, gpus_total, policy)
+        )
+        for condition in chosen:
+            del is_spent[condition.uuid]
+        withheld |= is_spent
     renamed = (case.condition for case in standing[:limit] if _names_another_fault(case, policy))
     return Review(
-        cordon=(*(case.condition for case in asking[:room]), *renamed),
+        cordon=(*chosen, *renamed),
         uncordon=tuple(uncordon),
         withheld=withheld,
+        withheld_for_share=len(asking) - len(chosen),
         due_at=min(due, default=None),
     )
 
@@ -138,9 +152,18 @@ def _worst_first(case: Case) -> tuple[tuple[int, int], float, str]:
 
 def _well_at(case: Case, policy: CordonPolicy) -> float | None:
     """Return when it has been well for long enough; None: it is not well, or nobody knows."""
-    if case.heard_at is None or not policy.is_well(case.condition):
+    is_well = policy.is_well(case.condition) or _is_left_with_what_is_known(case.condition)
+    if case.heard_at is None or not is_well:
         return None
     return max(case.condition.changed_at, case.heard_at) + policy.uncordon_after_seconds
+
+
+def _is_left_with_what_is_known(condition: Condition) -> bool:
+    """Whether what it was cordoned for is over, and an operator wants no cordon for the rest."""
+    health, cordon = condition.health, condition.cordon
+    if health is None or cordon is None or condition.acknowledged != health.fault:
+        return False
+    return all((fault.check, fault.since) != cordon.fault for fault in health.faults)
 
 
 def _why_not(case: Case) -> str:
@@ -169,4 +192,4 @@ def _names_another_fault(case: Case, policy: CordonPolicy) -> bool:
     assert isinstance(cordon, GpuCordon)
     if health is None or case.heard_at is None or not policy.is_at_bar(condition):
         return False
-    return cordon.fault != health.fault
+    return health.fault not in (cordon.fault, condition.acknowledged)

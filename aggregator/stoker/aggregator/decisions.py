@@ -32,6 +32,7 @@ from stoker.aggregator.upkeep import (
     judgements,
     next_drain,
     review_of,
+    settles_at,
 )
 from stoker.aggregator.verdicts import Verdict
 from stoker.aggregator.wishes import (
@@ -81,6 +82,8 @@ def next_due(fleet: Fleet, watch: CordonWatch | None = None) -> float | None:
     `watch` is the one that rounds are given; without one, cordons are nobody's business.
     """
     times = [at + WAITER_GRACE_SECONDS for at in fleet.detached_since.values()]
+    if watch is not None:
+        times += watch.flapping.values()
     cordons_at = None if watch is None else watch.next_due(fleet)
     others = (fleet.next_deadline(), next_drain(fleet), cordons_at)
     return min([*times, *(at for at in others if at is not None)], default=None)
@@ -131,7 +134,9 @@ class Round:
         health, drains, forgetting.
 
         It goes by what is due in the fleet below, less what this round has settled before.
+        `nodes` gains those whose verdicts are due once more.
         """
+        nodes |= {name for name, at in self._watch.flapping.items() if at <= self._now}
         for id_ in self._fleet.expired(self._now):
             allocation = self._draft.allocations[id_]
             if allocation.state is AllocationState.GRANTED:
@@ -141,8 +146,7 @@ class Round:
         self._end_waits()
         for name in sorted(nodes):
             self._reconcile(name)
-            for event in list(judgements(self._draft, name, self._now)):
-                self._happen(event)
+            self._judge(name)
         self._tend_cordons()
         for event in list(drained(self._draft, self._now)):
             self._happen(event)
@@ -292,10 +296,20 @@ class Round:
 
     # --- housekeeping
 
+    def _judge(self, name: str) -> None:
+        for event in list(judgements(self._draft, name, self._watch.policy, self._now)):
+            self._happen(event)
+        at = settles_at(self._draft, name, self._now)
+        if at is None:
+            self._watch.flapping.pop(name, None)
+        else:
+            self._watch.flapping[name] = at
+
     def _tend_cordons(self) -> None:
         if not self._watch.is_due(self._draft, self._now):
             return
         found = review_of(self._draft, self._watch.policy, self._now)
+        self._watch.looked_at = self._now
         for event in cordons(found, self._now):
             self._happen(event)
         # What this round changes is looked at once more when it is stored, or was not.

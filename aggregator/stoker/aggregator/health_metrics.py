@@ -101,6 +101,6 @@ def _cordons(picture: Picture) -> Iterator[Metric]:
     )
     yield GaugeMetricFamily(
         "stoker_fleet_gpu_cordons_withheld",
-        "GPUs whose health calls for a cordon that they do not get; ListHealth tells why.",
+        "GPUs whose health calls for a cordon, and so many are cordoned already.",
         value=picture.cordons_withheld,
     )

@@ -68,7 +68,9 @@ def gpu_rows(
 ) -> list[GpuRow]:
     """Return the GPUs that are not well or are cordoned, on request all, worst first."""
     withheld = review_of(fleet, policy, now).withheld
-    rows = (_row(fleet, *each, withheld.get(each[0], "")) for each in _gpus(fleet))
+    # In a fleet that is well, a look at every GPU would hold up the loop for nothing.
+    gpus = _gpus(fleet) if include_healthy else _notable(fleet)
+    rows = (_row(fleet, *each, withheld.get(each[0], "")) for each in gpus)
     return sorted(
         (row for row in rows if include_healthy or not row.is_healthy), key=lambda row: row.rank
     )
@@ -85,6 +87,18 @@ def finding_message(finding: Finding) -> fleet_pb2.Finding:
         since=finding.since,
         allocation_id=finding.allocation_id,
     )
+
+
+def _notable(fleet: Fleet) -> Iterator[tuple[str, str, Gpu | None]]:
+    """Yield, as `_gpus` does, those of which the ledger knows that something is wrong or done."""
+    by_node: dict[str, dict[str, Gpu]] = {}
+    for uuid in fleet.conditions.notable:
+        home = fleet.conditions.table[uuid].node
+        homes = fleet.homes.get(uuid, (home,))
+        home = home if home in homes else homes[0]
+        if home not in by_node:
+            by_node[home] = {gpu.uuid: gpu for gpu in fleet.nodes[home].facts.gpus}
+        yield uuid, home, by_node[home].get(uuid)
 
 
 def _gpus(fleet: Fleet) -> Iterator[tuple[str, str, Gpu | None]]:

@@ -23,8 +23,10 @@ INTERVAL_SECONDS_MAX = 3600.0
 DRAIN_SECONDS_MAX = 2_592_000.0  # 30 days
 # Of one node: those that are there, and those that once were and are missed.
 JUDGED_GPUS_MAX = 2 * GPUS_PER_NODE_MAX
-FAULTS_PER_GPU_MAX = 32
-ASSIGNMENTS_MAX = 1024
+# As many as agents tell: where every link of an NVLink card is down there is a fault for each, and
+# a frame that is refused is sent again with every new stream.
+FAULTS_PER_GPU_MAX = 64
+ASSIGNMENTS_MAX = 4096
 
 # With underscores, which the names of hosts have although DNS forbids them.
 _DNS_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?", re.ASCII)

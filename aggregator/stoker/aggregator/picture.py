@@ -44,6 +44,6 @@ def take_picture(
         version=fleet.version,
         conditions=dict(fleet.conditions.table),
         cordons_max=policy.limit(len(fleet.homes)),
-        cordons_withheld=len(review_of(fleet, policy, now).withheld),
+        cordons_withheld=review_of(fleet, policy, now).withheld_for_share,
         findings=findings.found(fleet, now) if findings is not None else (),
     )

@@ -8,10 +8,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from stoker.aggregator import events as e
+from stoker.aggregator.conditions import COUNTED_SECONDS
 from stoker.aggregator.cordoning import Case, CordonPolicy, Review, cordon_reason, review
 from stoker.aggregator.fleet import Fleet
 from stoker.aggregator.model import AllocationState
-from stoker.aggregator.verdicts import Condition, GpuHealth
+from stoker.aggregator.verdicts import Condition, GpuHealth, by_severity
+
+# A look at so many GPUs that are not well costs next to nothing. Where more are, because something
+# judges a whole fleet ill, looks are spaced by so much for each, or they would hold up the loop.
+REVIEWED_AT_ONCE = 1_000
+SPACED_SECONDS_PER_GPU = 50e-6
 
 
 @dataclass(slots=True)
@@ -21,19 +27,35 @@ class CordonWatch:
     policy: CordonPolicy = field(default_factory=CordonPolicy)
     version: int = -1  # of the conditions
     due_at: float | None = None
+    looked_at: float = float("-inf")
+    # Node -> when its verdicts are compared again, as one of them flaps.
+    flapping: dict[str, float] = field(default_factory=dict[str, float])
 
     def next_due(self, fleet: Fleet) -> float | None:
         """Return when cordons are to be looked at, as of the fleet's tables; None: never."""
-        return 0.0 if self.version != fleet.conditions.version else self.due_at
+        due_at = 0.0 if self.version != fleet.conditions.version else self.due_at
+        more = len(fleet.conditions.notable) - REVIEWED_AT_ONCE
+        if due_at is None or more <= 0:
+            return due_at
+        return max(due_at, self.looked_at + more * SPACED_SECONDS_PER_GPU)
 
     def is_due(self, fleet: Fleet, now: float) -> bool:
         """Whether something may have to be cordoned or un-cordoned at `now`."""
+        if now < self.looked_at:  # the clock was set back
+            self.looked_at = float("-inf")
         due_at = self.next_due(fleet)
         return due_at is not None and due_at <= now
 
 
-def judgements(fleet: Fleet, name: str, now: float) -> Iterator[e.DurableEvent]:
-    """Yield what the verdicts of a node change: its report against the ledger's table."""
+def judgements(
+    fleet: Fleet, name: str, policy: CordonPolicy, now: float
+) -> Iterator[e.DurableEvent]:
+    """Yield what the verdicts of a node change: its report against the ledger's table.
+
+    A verdict that has changed too often within an hour is flapping. Only what is worse is noted
+    then, until the hour is over (`settles_at`): the GPU stays as bad as it was found, and the
+    ledger does not fill up.
+    """
     status = fleet.status(name)
     if name not in fleet.nodes or status.session == 0 or status.health is None:
         return
@@ -41,7 +63,9 @@ def judgements(fleet: Fleet, name: str, now: float) -> Iterator[e.DurableEvent]:
     for uuid, health in status.health.items():
         known = fleet.conditions.get(uuid)
         slot = slots.get(uuid, "")
-        if known is None or not _is_known(known, name, slot, health):
+        if known is not None and _is_known(known, name, slot, health):
+            continue
+        if known is None or _may_be_noted(known, health, policy, now):
             yield e.GpuHealthChanged(now, name, uuid, slot, health)
     for uuid in fleet.conditions.told_by.get(name, ()):
         known = fleet.conditions.get(uuid)
@@ -49,6 +73,23 @@ def judgements(fleet: Fleet, name: str, now: float) -> Iterator[e.DurableEvent]:
             continue
         if known.cordon is None or known.cordon.by_health:  # an operator's waits for the card
             yield e.GpuForgotten(now, name, uuid)
+
+
+def settles_at(fleet: Fleet, name: str, now: float) -> float | None:
+    """Return when the node's verdicts are to be compared again; None: all that it told is noted.
+
+    To be asked after what `judgements` yields has been applied.
+    """
+    status = fleet.status(name)
+    if status.session == 0:
+        return None
+    waiting = [
+        known.counted_since + COUNTED_SECONDS
+        for uuid, health in (status.health or {}).items()
+        if (known := fleet.conditions.get(uuid)) is not None
+        and not _is_known(known, name, "", health)
+    ]
+    return min(waiting, default=None)
 
 
 def review_of(fleet: Fleet, policy: CordonPolicy, now: float) -> Review:
@@ -93,6 +134,15 @@ def _is_known(known: Condition, node: str, slot: str, health: GpuHealth) -> bool
     if known.health is None or not known.health.says_the_same_as(health):
         return False
     return known.node == node and slot in ("", known.slot)
+
+
+def _may_be_noted(known: Condition, health: GpuHealth, policy: CordonPolicy, now: float) -> bool:
+    """Whether its verdict may change: it does not flap, or is worse than what is noted."""
+    if known.changes < policy.changes_per_hour_max:
+        return True
+    if not 0.0 <= now - known.counted_since < COUNTED_SECONDS:
+        return True
+    return by_severity(health.verdict, health.action) < by_severity(known.verdict, known.action)
 
 
 def _drains(fleet: Fleet) -> Iterator[tuple[float, str, str]]:

@@ -102,6 +102,9 @@ class Condition:
     # The fault for which an operator does not want it cordoned by health.
     acknowledged: FaultId | None = None
     failed: FaultId | None = None  # the last fault that was counted as a failure
+    # How often its verdict has changed in the hour that began then, on the aggregator's clock.
+    changes: int = 0
+    counted_since: float = 0.0
 
     @property
     def verdict(self) -> Verdict:

@@ -127,7 +127,7 @@ class _Play:
         frame = Frame(self._version, now, now, health=health)
         session = self._fleet.status(name).session
         self._fleet.note(e.FrameArrived(now, name, session, frame, now))
-        for event in list(judgements(self._fleet, name, now)):
+        for event in list(judgements(self._fleet, name, self._policy, now)):
             self._apply(event)
 
     def _judged(self, uuid: str) -> GpuHealth:

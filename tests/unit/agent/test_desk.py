@@ -1,5 +1,6 @@
 """Who may ask the agent for what: everybody may look, root and the agent's own user may act."""
 
+import asyncio
 import os
 from dataclasses import replace
 
@@ -169,6 +170,16 @@ async def test_a_gpu_is_said_to_be_well(desk: LocalDesk, node: Node) -> None:
     again = await desk.answer(AskSetHealthy("0"), Caller(42, 0))
     assert isinstance(again, SetHealthy)
     assert again.forgotten == ()
+
+
+async def test_while_the_disk_does_not_answer_nothing_is_said_to_be_noted_down(
+    desk: LocalDesk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stoker.agent.desk.SAVE_SECONDS_MAX", 0.01)
+    monkeypatch.setattr(desk, "_saved", asyncio.Event().wait)
+    answer = await desk.answer(AskSetHealthy("GPU-0"), Caller(42, 0))
+    assert isinstance(answer, SetHealthy)
+    assert answer.unsaved == "it is being noted down"
 
 
 async def test_a_gpu_that_is_not_here_is_named(desk: LocalDesk, node: Node) -> None:

@@ -9,10 +9,13 @@ from stoker.agent.events import (
     DriverChanged,
     FaultsForgiven,
     InventoryRead,
+    JournalSaved,
     KernelLogChanged,
     KernelLogRead,
     ProcessesTaken,
     ProcessReadingBegun,
+    ReleaseTimePassed,
+    ResumeAsked,
     SampleTaken,
 )
 from stoker.agent.facts import Fact
@@ -20,6 +23,7 @@ from stoker.agent.model import DriverState, DriverStatus, Frame, ProcessSeen
 from stoker.agent.readings import Inventory, XidSeen
 from stoker.agent.records import FaultNoted, KernelLogTaken
 from stoker.agent.verdicts import (
+    Check,
     GpuHealth,
     KernelLine,
     KernelLogPosition,
@@ -103,6 +107,26 @@ def test_a_disk_that_is_full_changes_no_verdict_and_is_said() -> None:
     assert verdicts(again)["GPU-0"] is Verdict.UNHEALTHY, "it was written once there was room"
 
 
+def test_on_a_disk_that_hangs_nothing_piles_up_and_nothing_is_lost() -> None:
+    node = Node().ready()
+    sample(node)
+    node.disk_answers = False
+    for minute in range(100):
+        sample(node, 79, 31)
+        node.now += 60.0
+        node.happen(FaultsForgiven(node.now, "GPU-0", f"{minute}"))
+    sample(node, 48)
+    noted = [each for each in node.unanswered if isinstance(each.records[0], FaultNoted)]
+    assert len(noted) == 1
+    node.disk_answers = True
+    for save in node.unanswered:
+        node.disk.extend(save.records)
+        node.happen(JournalSaved(node.now, save.ticket))
+    again = Node(node.disk, process_id="second", now=node.now)
+    assert again.view.health[0] == node.view.health[0]
+    assert [(each.check, each.code) for each in again.view.health[0].faults] == [(Check.XID, "48")]
+
+
 def test_the_kernels_log_is_taken_in_once_and_remembered() -> None:
     node = Node().ready()
     node.happen(InventoryRead(node.now, at_address(inventory(0, 1))))
@@ -153,6 +177,25 @@ def test_while_the_driver_does_not_answer_a_gpu_that_was_well_is_unknown() -> No
         node.now += 1.0
         node.happen(DriverChanged(node.now, DriverStatus(DriverState.BLOCKED, f"{node.now}")))
     assert set(verdicts(node).values()) == {Verdict.UNKNOWN}
+    node.happen(DriverChanged(node.now, DriverStatus(DriverState.READING)))
+    sample(node)
+    assert set(verdicts(node).values()) == {Verdict.HEALTHY}
+
+
+def test_while_the_driver_is_released_a_gpu_that_was_well_is_unknown() -> None:
+    node = Node().ready()
+    sample(node)
+    node.release()
+    node.frames.clear()
+    for _ in range(100):
+        node.now += 1.0
+        node.happen(ReleaseTimePassed(node.now))
+    assert set(verdicts(node).values()) == {Verdict.UNKNOWN}
+    assert {each.reason.partition("; ")[0] for each in node.view.health} == {
+        "not read: the driver is released by root"
+    }
+    assert len([frame for frame in node.frames if frame.health is not None]) == 1
+    node.happen(ResumeAsked(node.now, "root"))
     node.happen(DriverChanged(node.now, DriverStatus(DriverState.READING)))
     sample(node)
     assert set(verdicts(node).values()) == {Verdict.HEALTHY}

@@ -6,7 +6,14 @@ import pytest
 from tests.unit.aggregator.builders import make_health
 
 from stoker.aggregator.cordoning import Case, CordonAt, CordonPolicy, review
-from stoker.aggregator.verdicts import Condition, FaultId, GpuCordon, RepairAction, Verdict
+from stoker.aggregator.verdicts import (
+    Condition,
+    FaultId,
+    GpuCordon,
+    HealthFault,
+    RepairAction,
+    Verdict,
+)
 
 NOW = 1_000.0
 POLICY = CordonPolicy()
@@ -25,12 +32,16 @@ def case(
     changed_at: float = 900.0,
     cordon: GpuCordon | None = None,
     acknowledged: FaultId | None = None,
+    beside: tuple[str, float] | None = None,  # a lesser fault that lasts
     is_listed: bool = True,
     heard_at: float | None = 800.0,
 ) -> Case:
     health = make_health(uuid, verdict, check)
     if verdict is not Verdict.HEALTHY:
         health = replace(health, action=action)
+    if beside is not None:
+        lesser = HealthFault(beside[0], "", verdict, action, "", beside[1], beside[1], 1)
+        health = replace(health, faults=(*health.faults, lesser))
     condition = Condition(
         *(uuid, "n1", "slot", health, changed_at), cordon=cordon, acknowledged=acknowledged
     )
@@ -90,6 +101,13 @@ ROWS = [
         withheld="node n1 has not judged"),
     Row("a cordoned GPU that is as it was", case(cordon=BY_HEALTH)),
     Row("a cordoned GPU with another fault", case(cordon=BY_HEALTH, check="ecc"), cordoned=True),
+    Row("a cordoned GPU left with a fault that an operator knows of",
+        case(cordon=BY_HEALTH, check="ecc", acknowledged=("ecc", 1.0)), uncordoned=True),
+    Row("a cordoned GPU that has just been left with a fault that an operator knows of",
+        case(cordon=BY_HEALTH, check="ecc", acknowledged=("ecc", 1.0), changed_at=NOW),
+        due_at=NOW + 60),
+    Row("a cordoned GPU with a fault that an operator knows of beside the one it is cordoned for",
+        case(cordon=BY_HEALTH, check="ecc", acknowledged=("ecc", 1.0), beside=FAULT)),
     Row("a cordoned GPU with another fault, of a node not heard",
         case(cordon=BY_HEALTH, check="ecc", heard_at=None)),
     Row("a cordoned GPU that is not read now", case(verdict=Verdict.UNKNOWN, cordon=BY_HEALTH)),
@@ -118,6 +136,7 @@ def test_one_gpu(row: Row) -> None:
     assert bool(found.uncordon) == row.uncordoned
     assert (found.withheld.keys() == {"a"}) == bool(row.withheld)
     assert row.withheld in found.withheld.get("a", "")
+    assert found.withheld_for_share == 0, "counted as one that the share has no room for"
     assert found.due_at == (None if row.due_at is None else pytest.approx(row.due_at))
 
 
@@ -155,7 +174,8 @@ def test_the_worst_go_first_then_the_oldest() -> None:
         policy = replace(DEGRADED_TOO, share_max=0.0, gpus_min=room)
         found = review(cases, 100, policy, NOW)
         assert [each.uuid for each in found.cordon] == order[:room]
-        assert list(found.withheld) == order[room:]
+        assert set(found.withheld) == set(order[room:])
+        assert found.withheld_for_share == len(order[room:])
     found = review(cases, 100, replace(DEGRADED_TOO, share_max=0.02), NOW)
     assert found.withheld["reset, young"] == (
         "2 of 100 GPUs are cordoned for their health already, and no more may be "

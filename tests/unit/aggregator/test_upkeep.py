@@ -417,11 +417,9 @@ def test_failures_are_forgotten_in_time_and_are_bounded() -> None:
     scene.judge("n1", XID)
     scene.now += FAILURES_KEPT_SECONDS
     scene.judge("n1")
-    assert scene.fleet.conditions.failures == ()
-    for number in range(FAILURES_MAX // 500 + 2):
-        scene.fleet.conditions.failures += tuple(
-            Failure(scene.now, f"{number}-{i}", "n1", "") for i in range(500)
-        )
+    assert not scene.fleet.conditions.failures
+    many = tuple(Failure(scene.now, f"other-{i}", "n1", "") for i in range(FAILURES_MAX + 500))
+    scene.fleet.conditions.restore((), many)
     scene.judge("n1", replace(XID, since=7.0))
     assert len(scene.fleet.conditions.failures) == FAILURES_MAX
     assert scene.fleet.conditions.failures[-1].uuid == "n1-0"

@@ -56,6 +56,9 @@ class Law(RuleBasedStateMachine):
         version = self.scene.fleet.version
         self.scene.decide()
         assert self.scene.fleet.version == version, "done once is done"
+        # Of a card that was taken out and is told of by nobody all is forgotten.
+        table = self.scene.fleet.conditions.table
+        self.acknowledged = {u: fault for u, fault in self.acknowledged.items() if u in table}
 
     # --- what happens
 

@@ -182,8 +182,8 @@ def _of_no_gpu(frame: agent_pb2.Frame) -> None:
     ("spoil", "field", "problem"),
     [
         (_too_many_gpus, "frame.health.gpus", "at most"),
-        (_too_many_faults, "frame.health.gpus[0].faults", "at most 32, found 33"),
-        (_too_many_assignments, "frame.processes.assignments", "at most 1024, found 1025"),
+        (_too_many_faults, "frame.health.gpus[0].faults", "at most 64, found 65"),
+        (_too_many_assignments, "frame.processes.assignments", "at most 4096, found 4097"),
         (_twice, "frame.health.gpus[].uuid", "there twice"),
         (_no_verdict, "frame.health.gpus[0].verdict", "0 is none of healthy"),
         (_no_action_of_a_fault, "frame.health.gpus[0].faults[0].action", "0 is none of none"),

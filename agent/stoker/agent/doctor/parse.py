@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from stoker.agent.doctor.observed import CdiSpec, Unit
+from stoker.agent.helper.records import parse_record
 
 # A version of NVIDIA's driver: "580.95.05", "550.135".
 _VERSION = re.compile(r"\b(\d{3,}\.\d{1,3}(?:\.\d{1,3})?)\b")
@@ -101,16 +102,11 @@ def cdi_spec(path: str, text: str) -> CdiSpec | None:
 
 
 def kmsg_records(text: str) -> Iterable[tuple[float, str]]:
-    """Yield seconds since boot and text of each record, as /dev/kmsg writes them.
-
-    "4,1188,5140900,-;NVRM: Xid ...": the third number counts microseconds; lines that begin with a
-    blank belong to the record before.
-    """
-    for line in text.splitlines():
-        head, separator, said = line.partition(";")
-        numbers = head.split(",")
-        if separator and len(numbers) >= 3 and numbers[2].isdigit() and not line.startswith(" "):
-            yield int(numbers[2]) / 1e6, said
+    """Yield seconds since boot and text of each record of the kernel, as /dev/kmsg has them."""
+    for line in text.encode().split(b"\n"):
+        record = parse_record(line)
+        if record is not None:
+            yield record.microseconds / 1e6, record.text
 
 
 def short_address(pci_bus_id: str) -> str:

@@ -77,13 +77,6 @@ class GpuWatch:
         self.windows.clear()
         self.turned.clear()
 
-    def forget_windows(self, check: Check) -> None:
-        """Forget what was measured for one check: what was found is forgiven."""
-        for key in [key for key in self.windows if key[0] is check]:
-            del self.windows[key]
-        for key in [key for key in self.turned if key[0] is check]:
-            del self.turned[key]
-
     # --- life
 
     def is_reset(self, reading: GpuReading) -> bool:

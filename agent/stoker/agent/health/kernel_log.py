@@ -39,6 +39,7 @@ PciAddress = tuple[int, int, int]  # domain, bus, device
 
 _ADDRESS = r"[0-9a-fA-F]{4,8}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2}(?:\.[0-7])?"
 _UUID = r"GPU-[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
+_DRIVER = "NVRM:"
 _FIND_ADDRESS = re.compile(_ADDRESS)
 _FIND_UUID = re.compile(_UUID)
 _XID = re.compile(r"NVRM: Xid \(([^()]{1,128})\): (\d{1,5})\b(?:, ?(.*))?", re.DOTALL)
@@ -55,7 +56,7 @@ _FALLEN_BEGINS = re.compile(rf"NVRM: The NVIDIA GPU ({_ADDRESS})")
 _INIT_FAILED = re.compile(r"RmInitAdapter failed")
 _LOADED = re.compile(r"NVRM: loading NVIDIA UNIX\b.*?Kernel Module")
 _AER = re.compile(
-    rf"({_ADDRESS}): (?:AER: )?PCIe Bus Error: severity=(Uncorrect\S*)([^,]*)", re.IGNORECASE
+    rf"[\w-]+ ({_ADDRESS}): (?:AER: )?PCIe Bus Error: severity=(Uncorrect\S*)([^,]*)", re.IGNORECASE
 )
 
 # Bits 20 to 25 of the first word of an NVLink5 error say why; the others say where.
@@ -111,25 +112,31 @@ class KernelLogReader:
         return self._falling is not None
 
     def read(self, line: str) -> Told | None:
-        """Return what the line tells of a GPU, once all lines of its message were taken."""
-        text = line[:LINE_CHARACTERS_MAX]
+        """Return what the line tells of a GPU, once all lines of its message were taken.
+
+        Only how a line begins says who speaks: what others print may quote a user's words, as
+        overlayfs does with the options of a mount.
+        """
+        text = line.lstrip()[:LINE_CHARACTERS_MAX]
         if self._falling is not None:
             self._falling_lines += 1
             if self._falling_lines > LINES_APART_MAX:
                 self._falling = None
-        if xid := _XID.search(text):
-            return self._xid(xid)
-        if named := _NAMED.search(text):
-            self._name(named)
-            return None
-        if _LOADED.search(text):
-            return Told(Happening.DRIVER_LOADED)
-        if _INIT_FAILED.search(text) and "NVRM" in text:
-            return self._told(Happening.INIT_FAILED, text, text)
-        if aer := _AER.search(text):
+        if aer := _AER.match(text):
             is_fatal = "(fatal)" in aer[3].lower()
             kind = Happening.PCIE_FATAL if is_fatal else Happening.PCIE_NONFATAL
             return self._told(kind, aer[1], text)
+        if not text.startswith(_DRIVER):
+            return None
+        if xid := _XID.match(text):
+            return self._xid(xid)
+        if named := _NAMED.match(text):
+            self._name(named)
+            return None
+        if _LOADED.match(text):
+            return Told(Happening.DRIVER_LOADED)
+        if _INIT_FAILED.search(text):
+            return self._told(Happening.INIT_FAILED, text, text)
         return self._fallen(text)
 
     def _name(self, named: re.Match[str]) -> None:
@@ -138,10 +145,10 @@ class KernelLogReader:
             self._named[address] = named[2]
 
     def _fallen(self, text: str) -> Told | None:
-        begins = _FALLEN_BEGINS.search(text)
+        begins = _FALLEN_BEGINS.match(text)
         if begins:
             self._falling, self._falling_lines = parse_address(begins[1]), 0
-        if not _FALLEN.search(text) or "NVRM" not in text:
+        if not _FALLEN.search(text):
             return None
         where = parse_address(text) or self._falling
         self._falling = None

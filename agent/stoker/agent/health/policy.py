@@ -23,10 +23,6 @@ class Policy:
     disabled: frozenset[Check] = frozenset()
     xids: Mapping[int, Meaning] = field(default_factory=dict[int, Meaning])
 
-    def is_on(self, check: Check) -> bool:
-        """Whether the check has any effect."""
-        return check not in self.disabled
-
     def meaning(self, check: Check, code: str) -> Meaning:
         """Return what such a fault means; one of a check that is off is ignored."""
         if check in self.disabled:

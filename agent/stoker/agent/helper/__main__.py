@@ -54,14 +54,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         uid = _uid(options.get("--user", "0"))
         path = options.get("--socket") or _default_path()
         handed_over = _handed_over()
-        listener = handed_over or _listen(path, uid)
+        listener, lock = (handed_over, None) if handed_over else _listen(path, uid)
         paths = Paths(
             options.get("--proc", "/proc"),
             options.get("--kmsg", "/dev/kmsg"),
             options.get("--pod-resources", "/var/lib/kubelet/pod-resources/kubelet.sock"),
         )
         try:
-            server = Server(listener, uid, paths)
+            server = Server(listener, uid, paths, lock=lock)
             _tell_ready()
             server.serve()
         finally:
@@ -121,11 +121,14 @@ def _handed_over() -> socket.socket | None:
     return listener
 
 
-def _listen(path: str, uid: int) -> socket.socket:
-    """Listen at `path`, for `uid` alone; what a dead helper left there is replaced."""
+def _listen(path: str, uid: int) -> tuple[socket.socket, int]:
+    """Listen at `path`, for `uid` alone; return the lock too.
+
+    What a dead helper left there is replaced.
+    """
     try:
         _expect_safe_folder(os.path.dirname(os.path.abspath(path)))
-        _lock(path)
+        lock = _lock(path)
         _clear(path)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         mask = os.umask(0o177)  # who may not ask cannot even fill the queue of those who may
@@ -142,7 +145,7 @@ def _listen(path: str, uid: int) -> socket.socket:
     except OSError as error:
         os.unlink(path)
         raise Unusable(f"{path} cannot be given to UID {uid}: {error.strerror}") from error
-    return listener
+    return listener, lock
 
 
 def _expect_safe_folder(folder: str) -> None:
@@ -152,14 +155,15 @@ def _expect_safe_folder(folder: str) -> None:
         raise Unusable(f"{folder} can be written to by others; the socket wants a folder of root's")
 
 
-def _lock(path: str) -> None:
-    """Take the lock that says that a helper lives at `path`; it is held until this process ends."""
+def _lock(path: str) -> int:
+    """Return the lock that says that a helper lives at `path`; held until this process ends."""
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     file = os.open(f"{path}.lock", flags, 0o600)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise Unusable(f"another helper answers at {path}", IN_USE) from None
+    return file
 
 
 def _clear(path: str) -> None:

@@ -7,6 +7,9 @@ RECORD_BYTES_MAX = 1 << 14
 
 _ESCAPED = re.compile(rb"\\x([0-9a-fA-F]{2})")
 _NUMBER_DIGITS_MAX = 19
+# Three bits say how urgent a record is, those above them who wrote it: 0 is the kernel, and what
+# programs write to /dev/kmsg (or have journald pass on) is never of that one.
+_KERNEL_PRIORITIES = frozenset(b"%d" % priority for priority in range(8))
 _WORDS = ("nvrm", "nvidia", "nvlink", "pcieport")
 
 
@@ -23,14 +26,14 @@ class Record:
 
 
 def parse_record(line: bytes) -> Record | None:
-    r"""Return the record in `6,339,5140900,-;its text`; None for what is none.
+    r"""Return the record in `6,339,5140900,-;its text`; None for what is none, or not the kernel's.
 
     Lines that begin with a space (" SUBSYSTEM=pci") describe the record above and are none. The
     kernel writes what is not plain ASCII as \x0a: lines printed together are one record.
     """
     head, semicolon, text = line.partition(b";")
     fields = head.split(b",")
-    if not semicolon or len(fields) < 4 or line.startswith(b" "):
+    if not semicolon or len(fields) < 4 or fields[0] not in _KERNEL_PRIORITIES:
         return None
     sequence, microseconds = fields[1], fields[2]
     for number in (sequence, microseconds):

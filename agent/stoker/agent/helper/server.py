@@ -30,9 +30,15 @@ _DRAIN_PARTS_MAX = 64
 class Server:
     """Answers at a listening socket, until SIGTERM or SIGINT."""
 
-    def __init__(self, listener: socket.socket, uid: int, paths: Paths) -> None:
-        """`uid`: who may ask, beside root; `paths`: what the verbs look at."""
+    def __init__(
+        self, listener: socket.socket, uid: int, paths: Paths, *, lock: int | None = None
+    ) -> None:
+        """`uid`: who may ask, beside root; `paths`: what the verbs look at.
+
+        `lock`: a descriptor that must be open in this process alone.
+        """
         self._listener = listener
+        self._lock = lock
         self._uids = {0, uid}
         self._paths = paths
         self._pid = os.getpid()
@@ -122,6 +128,8 @@ class Server:
                 signal.signal(number, signal.SIG_DFL)
             for each in (self._signals, self._signals_in, self._notes):
                 os.close(each)
+            if self._lock is not None:
+                os.close(self._lock)  # else a reader that hangs keeps the next helper from its path
             self._listener.close()
             work = Work(
                 self._paths,

@@ -145,6 +145,7 @@ def test_records_of_the_kernel() -> None:
         "4,1188,5140900,-;NVRM: Xid (PCI:0000:53:00): 79; more\n"
         " SUBSYSTEM=pci\n DEVICE=+pci:0000:53:00.0\n"
         "6,1189,6000000,-,caller=T1;ordinary\nnonsense\n"
+        "12,1190,7000000,-;NVRM: Xid (PCI:0000:53:00): 79; as a program says\n"
     )
     assert list(parse.kmsg_records(text)) == [
         (5.1409, "NVRM: Xid (PCI:0000:53:00): 79; more"),

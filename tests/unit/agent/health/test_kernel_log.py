@@ -80,9 +80,9 @@ ONE_LINE: list[tuple[str, str, Told | None]] = [
     ),
     ("number alone", "NVRM: Xid (PCI:0000:3b:00): 45", xid(45)),
     (
-        "after a prefix of the journal",
+        "after a prefix of the journal: the kernel's own records have none",
         "kernel: [16450076.435595] NVRM: Xid (PCI:0000:3b:00): 94, Contained ECC error.",
-        xid(94, "Contained ECC error"),
+        None,
     ),
     (
         "NVLink5, nonfatal",
@@ -220,6 +220,26 @@ ONE_LINE: list[tuple[str, str, Told | None]] = [
     ("Xid without a number", "NVRM: Xid error: xyz, invalid data", None),
     ("something else of the driver", "NVRM: GPU0 nvAssertFailedNoLog: Assertion failed", None),
     ("a bus of another kind", "usb 1-1: device has fallen off the bus", None),
+    (
+        "Xid in the words of a user, who may mount as root of a namespace of his own",
+        "overlayfs: failed to resolve 'NVRM: Xid (PCI:0000:3b:00): 79, fallen off the bus': -2",
+        None,
+    ),
+    (
+        "Xid in the words of a user, on a line of its own",
+        "overlayfs: failed to resolve '\nNVRM: Xid (PCI:0000:3b:00): 79, fallen off the bus': -2",
+        None,
+    ),
+    (
+        "driver loaded in the words of a user",
+        'overlayfs: unrecognized mount option "NVRM: loading NVIDIA UNIX Kernel Module"',
+        None,
+    ),
+    (
+        "PCIe error in the words of a user",
+        "overlayfs: failed: 'nvidia 0000:3b:00.0: PCIe Bus Error: severity=Uncorrected (Fatal)'",
+        None,
+    ),
     ("nothing", "", None),
 ]
 

@@ -20,7 +20,7 @@ XID = "NVRM: Xid (PCI:0000:3b:00): 79, pid=1234, GPU has fallen off the bus."
         (f"4,339,5140900,-;{XID}", (339, 5140900, XID)),
         ("6,1,0,-;", (1, 0, "")),
         ("6,1,7,-,caller=T1;text; with; semicolons", (1, 7, "text; with; semicolons")),
-        ("30,12,7,c;user space", (12, 7, "user space")),
+        ("0,12,7,c;an emergency", (12, 7, "an emergency")),
         ("6,18446744073,7,-;a long number", (18446744073, 7, "a long number")),
         # What the driver prints in one call is one record with escaped ends of lines.
         (
@@ -52,6 +52,11 @@ def test_what_a_record_says(line: str, expected: tuple[int, int, str]) -> None:
         b"6,1_0,5140900,-;no number",
         b"6,1," + b"9" * 20 + b",-;longer than any number of the kernel",
         b"6,\xc2\xb2,5140900,-;a digit, but not one of ours",
+        # Written to /dev/kmsg by a program: the kernel says so, whatever the program says.
+        b"12,339,5140900,-;" + XID.encode(),
+        b"30,339,5140900,-;systemd[1]: Started Session 1 of user root.",
+        b"2147483644,339,5140900,-;" + XID.encode(),
+        b",339,5140900,-;no priority",
     ],
 )
 def test_what_is_no_record(line: bytes) -> None:
