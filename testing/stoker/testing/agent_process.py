@@ -21,6 +21,7 @@ from stoker.agent.journal import decode_batch, encode_batch
 from stoker.agent.model import HeldAllocation, NodeIdentity
 from stoker.agent.records import Durable, Record
 from stoker.agent.state import NodeState
+from stoker.agent.verdicts import Check
 from stoker.testing.calls import AGGREGATOR, CONNECT, Failed, packet, read_packet
 from stoker.testing.disk import Disk
 from stoker.testing.driver_host import DriverHost
@@ -94,10 +95,14 @@ class AgentProcess(Process):
             self.guarded(lambda: self._handle(e.ResumeAsked(self._wall(), by)))()
 
     def say_healthy(self) -> bool:
-        """Have what lasts of every GPU's faults forgotten; return whether anything lasted."""
+        """Have the Xids of every GPU forgotten, which nothing else ends; return whether any was."""
         if not self.is_up:
             return True
-        ill = [each.uuid for each in self.state.view().health if each.faults]
+        ill = [
+            each.uuid
+            for each in self.state.view().health
+            if any(fault.check is Check.XID for fault in each.faults)
+        ]
         for uuid in ill:
             forgiven = e.FaultsForgiven(self._wall(), uuid, "root")
             self.guarded(partial(self._handle, forgiven))()

@@ -33,8 +33,9 @@ from stoker.v1 import agent_pb2, fleet_pb2
 
 VERSION = "0.1.0"
 SNAPSHOT_SECONDS = 20.0
-# Cordons by health are part of what has to be over when the world comes to rest.
-CORDONS = CordonPolicy(uncordon_after_seconds=10.0)
+# Cordons by health are part of what has to be over when the world comes to rest, which is long
+# before the hour is over that a GPU waits which fell ill too often.
+CORDONS = CordonPolicy(uncordon_after_seconds=10.0, changes_per_hour_max=1000)
 
 
 class AggregatorProcess(Process):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 from stoker.agent.facts import Fact
 from stoker.testing.calls import call
 from stoker.testing.cards import Span
-from stoker.testing.machine import GIB
+from stoker.testing.machine import GIB, WEAR
 from stoker.testing.network import NO_FAULTS, NetworkFaults
 from stoker.v1 import fleet_pb2
 
@@ -28,8 +28,6 @@ SILENT_FACTS = (
     Fact.MEMORY_USED_BYTES,
     Fact.MEMORY_RESERVED_BYTES,
 )
-# By which a card tells that it is not well, and until it tells otherwise.
-WORN_FACTS = (Fact.REMAPPED_ROWS_PENDING, Fact.REMAPPED_ROWS_FAILED, Fact.RECOVERY_ACTION)
 # Of programs, and such as take a reset or a reboot.
 XIDS = (31, 94, 48, 119, 79)
 
@@ -401,7 +399,7 @@ class Adversary:
     def card_worn(self) -> None:
         """Let a GPU tell that it is not well, and that it is again."""
         machine = self._any_machine()
-        gpu, fact = self._rng.choice(machine.gpus), self._rng.choice(WORN_FACTS)
+        gpu, fact = self._rng.choice(machine.gpus), self._rng.choice(WEAR)
         worn = machine.cards.worn.setdefault(gpu.uuid, {})
         worn[fact] = 1.0
         what = f"{machine.name}/{gpu.index} tells {fact}"

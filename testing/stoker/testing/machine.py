@@ -15,6 +15,8 @@ from stoker.testing.cards import Cards
 EPOCH = 1_700_000_000.0
 GIB = 1 << 30
 RESERVED_BYTES = GIB // 2
+# By which a card tells that it is not well.
+WEAR = (Fact.REMAPPED_ROWS_PENDING, Fact.REMAPPED_ROWS_FAILED, Fact.RECOVERY_ACTION)
 # How far one clock may run ahead of another, each second.
 DRIFT_RATIO_MAX = 1e-4
 
@@ -128,6 +130,7 @@ class Machine:
             Fact.UTILIZATION_RATIO: 0.5,
             Fact.TEMPERATURE_CELSIUS: 40.0,
             Fact.ENERGY_JOULES: now,
+            **dict.fromkeys(WEAR, 0.0),
         }
         silent = self.cards.silent.get(gpu.uuid, {})
         told = {fact: value for fact, value in facts.items() if fact not in silent}
