@@ -31,16 +31,18 @@ from stoker.agent.daemon import Agent
 from stoker.agent.driver_host.frames import DcgmEngine, DriverSource, RealDriver, SimulatedDriver
 from stoker.agent.driver_host.link import DriverHost
 from stoker.agent.driver_host.states import Patience
+from stoker.agent.host_facts import read_host, simulated_host
 from stoker.agent.journal import Journal
 from stoker.agent.local import LocalDoor
 from stoker.agent.metrics.exporter import MetricsServer
-from stoker.agent.model import NodeIdentity
+from stoker.agent.model import Host, NodeIdentity
 from stoker.agent.privileged import Helper
 from stoker.agent.proctable import ProcTable
 from stoker.core.clock import SystemClock
 from stoker.core.config import defaults_yaml
 from stoker.core.daemons import DaemonParser, flags_of, set_up_logging
 from stoker.core.errors import ExitCode, StokerError, StoreError
+from stoker.core.gpu_models import parse_simulate_spec
 from stoker.core.sdnotify import Notifier
 
 # Where a running agent says how to reach it: {"pid", "node", "metrics", "socket"}.
@@ -120,6 +122,15 @@ def _identity(settings: Settings) -> NodeIdentity:
         labels=settings.labels,
         interval_seconds=settings.interval_seconds,
         process_id=uuid.uuid4().hex,
+        host=_host(settings),
+    )
+
+
+def _host(settings: Settings) -> Host | None:
+    if not settings.simulate:
+        return read_host()
+    return simulated_host(
+        model for count, model in map(parse_simulate_spec, settings.simulate) for _ in range(count)
     )
 
 

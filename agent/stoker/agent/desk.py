@@ -262,6 +262,11 @@ class LocalDesk:
                     gpu_uuids=each.gpu_uuids,
                     memory_bytes=each.memory_bytes,
                     is_leaving=each.id in view.ending,
+                    mig_device_uuids=each.mig_device_uuids,
+                    compute_milli=each.compute_milli,
+                    cpu_milli=each.cpu_milli,
+                    host_memory_bytes=each.host_memory_bytes,
+                    gang_nodes=each.gang_nodes,
                 )
                 for each in view.held
             ),

@@ -9,9 +9,19 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from stoker.agent.owners import NOBODY, Assignment, Owner
-from stoker.agent.readings import GpuFault, GpuIdentity, GpuSample
+from stoker.agent.readings import GpuFault, GpuIdentity, GpuSample, MigDeviceIdentity
 from stoker.agent.telemetry import GpuTelemetry, XidCount
 from stoker.agent.verdicts import GpuHealth, KernelLogPosition, KernelLogStatus
+
+COMPUTE_MILLI = 1000  # all of a GPU's compute, in thousandths
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What a host has beside its GPUs."""
+
+    cpu_milli: int  # CPUs that processes may run on, in thousandths of a core
+    memory_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +36,7 @@ class NodeIdentity:
     labels: Mapping[str, str]
     interval_seconds: float
     process_id: str  # random for every start of the process
+    host: Host | None = None  # None: it cannot be told
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +50,27 @@ class HeldAllocation:
     ttl_seconds: float
     held_since: float  # when the node began to hold it
     is_leaving: bool = False  # told to let go of it; only what is reported says so
+    mig_device_uuids: tuple[str, ...] = ()  # of those GPUs; empty: the GPUs themselves
+    compute_milli: int | None = None  # of a share; None: none is promised
+    cpu_milli: int = 0
+    host_memory_bytes: int = 0
+    gang_nodes: int = 1  # that hold a part of the allocation, this one included
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the GPUs are its alone."""
+        return self.memory_bytes is None and not self.mig_device_uuids
 
     def is_same_as(self, other: "HeldAllocation") -> bool:
         """Whether both are the same claim on the same devices; since when does not matter."""
-        mine = (self.id, sorted(self.gpu_uuids), self.memory_bytes)
-        return mine == (other.id, sorted(other.gpu_uuids), other.memory_bytes)
+        return self.claim == other.claim
+
+    @property
+    def claim(self) -> tuple[object, ...]:
+        """What it takes, in a form that can be compared."""
+        devices = (sorted(self.gpu_uuids), sorted(self.mig_device_uuids))
+        shares = (self.memory_bytes, self.compute_milli, self.cpu_milli, self.host_memory_bytes)
+        return (self.id, devices, shares)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +148,7 @@ class NumberedInventory:
     gpus: tuple[NumberedGpu, ...]
     missing: tuple[GpuFault, ...] = ()  # counted by the driver, and not to be read
     nvml_version: str | None = None
+    host: Host | None = None  # None: it cannot be told
 
     @property
     def uuids(self) -> set[str]:
@@ -135,6 +163,11 @@ class NumberedInventory:
     def gpu(self, uuid: str) -> GpuIdentity | None:
         """Return the GPU of that UUID, if the node has it."""
         return next((gpu.identity for gpu in self.gpus if gpu.identity.uuid == uuid), None)
+
+    def mig_devices(self, uuid: str) -> tuple[MigDeviceIdentity, ...]:
+        """Return the MIG devices of the GPU of that UUID."""
+        gpu = self.gpu(uuid)
+        return () if gpu is None else gpu.mig_devices
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +191,7 @@ class ProcessSeen:
     # The allocation that its environment names; None: it names none, or it cannot be seen.
     claimed_allocation_id: str | None = None
     owner: Owner = NOBODY  # beyond its user
+    gpu_instance_id: int | None = None  # of MIG; None: the whole GPU, several, or not told
 
 
 @dataclass(frozen=True, slots=True)

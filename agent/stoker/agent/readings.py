@@ -19,8 +19,27 @@ WHOLE_GPU = "gpu"
 
 
 @dataclass(frozen=True, slots=True)
+class MigDeviceIdentity:
+    """What a MIG device (a compute instance in a GPU instance) is while its layout lasts."""
+
+    uuid: str  # "MIG-8-4-4-4-12"
+    profile: str  # "1g.10gb"; with a compute instance of its own size: "1c.2g.20gb"
+    memory_total_bytes: int  # of its GPU instance
+    gpu_instance_id: int
+    compute_instance_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class NvlinkPeer:
+    """Another GPU of the node that a GPU has NVLinks to."""
+
+    uuid: str
+    links: int  # that are active
+
+
+@dataclass(frozen=True, slots=True)
 class GpuIdentity:
-    """What a GPU is; it changes only when somebody changes the machine."""
+    """What a GPU is; it changes only when somebody changes the machine, or its partitions."""
 
     index: int  # the driver's order (by PCI address); it may change when a GPU falls off the bus
     uuid: str  # "GPU-8-4-4-4-12", the only name that survives a reboot
@@ -35,6 +54,12 @@ class GpuIdentity:
     power_limit_watts: float | None = None  # the limit in force
     mig_enabled: bool | None = None  # None: a card without MIG
     numa_node: int | None = None  # the host's memory node nearest to it; None: several, or untold
+    # Of the links that were active when the GPUs were looked for: those to GPUs that could be read,
+    # and to NVSwitches, through which each such GPU reaches each.
+    nvlink_peers: tuple[NvlinkPeer, ...] = ()
+    nvswitch_links: int = 0
+    nvlinks_active: int = 0  # all of them, wherever they lead
+    mig_devices: tuple[MigDeviceIdentity, ...] = ()  # in the driver's order, while MIG mode is on
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,7 @@ from stoker.agent.model import (
     ProcessTable,
     Release,
 )
-from stoker.agent.numbering import number_gpus, number_samples
+from stoker.agent.numbering import is_outdated, number_gpus, number_samples
 from stoker.agent.picture import Picture
 from stoker.agent.readings import GpuReading, Inventory
 from stoker.agent.records import Durable, HealthRecord, Record
@@ -275,10 +275,10 @@ class NodeState:
     # --- the cards
 
     def _take_inventory(self, at: float, inventory: Inventory) -> Iterator[Action]:
-        numbered, fresh = number_gpus(inventory, self._durable.numbers, self._inventory)
+        numbered, new = number_gpus(inventory, self._durable, self._inventory, self._identity.host)
         numbered = self._health.complete(at, numbered)
-        if fresh:
-            yield self._saving.begin(*fresh)
+        if new:
+            yield self._saving.begin(*new)
         if numbered != self._inventory:
             before, self._inventory = self._inventory, numbered
             self._picture.telemetry.forget_slow()
@@ -307,7 +307,7 @@ class NodeState:
             return
         samples = number_samples(self._picture.samples, self._inventory)
         yield from self._report(at, samples)
-        if len(samples) < len(self._picture.samples):
+        if is_outdated(self._inventory, readings):
             yield a.ReadInventory()
 
     def _change_driver(self, at: float, status: DriverStatus) -> Iterator[Action]:
@@ -358,7 +358,7 @@ class NodeState:
         tenants = [each for each in self._held if each.id not in self._saving.drops | verified]
         table = ProcessTable(
             event.started_at,
-            attribute_all(event.processes, tenants),
+            attribute_all(event.processes, tenants, self._inventory),
             event.unread_gpu_uuids,
             event.assignments,
             event.assignments_unknown,

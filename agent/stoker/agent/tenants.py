@@ -225,6 +225,7 @@ def see(
         started_at=facts.started_at,
         claimed_allocation_id=claim if facts.allocation_id is None else facts.allocation_id,
         owner=owner,
+        gpu_instance_id=process.gpu_instance_id,
     )
 
 

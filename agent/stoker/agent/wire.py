@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from stoker.agent.model import (
+    COMPUTE_MILLI,
     AttributedProcess,
     Command,
     DriverState,
@@ -13,13 +14,14 @@ from stoker.agent.model import (
     HeldAllocation,
     Hello,
     Hold,
+    Host,
     NumberedGpu,
     NumberedInventory,
     NumberedSample,
     ProcessTable,
 )
 from stoker.agent.owners import NOBODY, Assignment, Owner
-from stoker.agent.readings import GpuFault
+from stoker.agent.readings import GpuFault, MigDeviceIdentity
 from stoker.agent.verdicts import Fault, GpuHealth, RepairAction, Verdict
 from stoker.core.errors import StokerError
 from stoker.v1 import agent_pb2, types_pb2
@@ -162,6 +164,9 @@ def _command(command: agent_pb2.Command) -> Command:
 def _allocation(message: agent_pb2.HeldAllocation, command: int) -> HeldAllocation:
     if message.HasField("memory_bytes") and message.memory_bytes == 0:
         raise MalformedMessage(f"command {command}: a share of 0 bytes")
+    if message.HasField("compute_milli") and not 0 < message.compute_milli <= COMPUTE_MILLI:
+        share = message.compute_milli
+        raise MalformedMessage(f"command {command}: {share} thousandths of a GPU's compute")
     if not (math.isfinite(message.ttl_seconds) and message.ttl_seconds >= 0):
         raise MalformedMessage(f"command {command}: a TTL of {message.ttl_seconds} seconds")
     return HeldAllocation(
@@ -171,6 +176,11 @@ def _allocation(message: agent_pb2.HeldAllocation, command: int) -> HeldAllocati
         holder=message.holder,
         ttl_seconds=message.ttl_seconds,
         held_since=message.held_since,
+        mig_device_uuids=tuple(message.mig_device_uuids),
+        compute_milli=message.compute_milli if message.HasField("compute_milli") else None,
+        cpu_milli=message.cpu_milli,
+        host_memory_bytes=message.host_memory_bytes,
+        gang_nodes=max(1, message.gang_nodes),
     )
 
 
@@ -186,9 +196,14 @@ def _optional_inventory(inventory: NumberedInventory | None) -> agent_pb2.Invent
     return agent_pb2.Inventory(
         driver_version=inventory.driver_version or "",
         cuda_version=inventory.cuda_version or "",
-        gpus=[_gpu(each) for each in inventory.gpus],
+        gpus=[_gpu(each, inventory) for each in inventory.gpus],
         missing=[_missing(each) for each in inventory.missing],
+        host=None if inventory.host is None else _host(inventory.host),
     )
+
+
+def _host(host: Host) -> agent_pb2.Host:
+    return agent_pb2.Host(cpu_milli=host.cpu_milli, memory_bytes=host.memory_bytes)
 
 
 def _missing(fault: GpuFault) -> types_pb2.MissingGpu:
@@ -197,8 +212,9 @@ def _missing(fault: GpuFault) -> types_pb2.MissingGpu:
     )
 
 
-def _gpu(gpu: NumberedGpu) -> agent_pb2.Gpu:
+def _gpu(gpu: NumberedGpu, inventory: NumberedInventory) -> agent_pb2.Gpu:
     identity = gpu.identity
+    links = {each.uuid: each.links for each in identity.nvlink_peers}
     return agent_pb2.Gpu(
         number=gpu.number,
         uuid=identity.uuid,
@@ -212,6 +228,24 @@ def _gpu(gpu: NumberedGpu) -> agent_pb2.Gpu:
         minor_number=identity.minor_number,
         vbios_version=identity.vbios_version or "",
         mig_enabled=identity.mig_enabled,
+        numa_node=identity.numa_node,
+        nvlink_peers=[
+            agent_pb2.NvlinkPeer(number=each.number, links=links[each.identity.uuid])
+            for each in inventory.gpus
+            if each.identity.uuid in links
+        ],
+        nvswitch_links=identity.nvswitch_links,
+        mig_devices=[_mig_device(each) for each in identity.mig_devices],
+    )
+
+
+def _mig_device(device: MigDeviceIdentity) -> agent_pb2.MigDevice:
+    return agent_pb2.MigDevice(
+        uuid=device.uuid,
+        profile=device.profile,
+        memory_total_bytes=device.memory_total_bytes,
+        gpu_instance_id=device.gpu_instance_id,
+        compute_instance_id=device.compute_instance_id,
     )
 
 
@@ -248,6 +282,11 @@ def _held(allocations: tuple[HeldAllocation, ...]) -> agent_pb2.Held:
                 ttl_seconds=each.ttl_seconds,
                 held_since=each.held_since,
                 is_leaving=each.is_leaving,
+                mig_device_uuids=each.mig_device_uuids,
+                compute_milli=each.compute_milli,
+                cpu_milli=each.cpu_milli,
+                host_memory_bytes=each.host_memory_bytes,
+                gang_nodes=each.gang_nodes if each.gang_nodes > 1 else 0,  # both mean: no gang
             )
             for each in allocations
         ]
@@ -275,6 +314,7 @@ def _process(attributed: AttributedProcess) -> types_pb2.Process:
         started_at=process.started_at,
         gpu_uuid=process.gpu_uuid,
         owner=None if process.owner == NOBODY else _owner(process.owner),
+        gpu_instance_id=process.gpu_instance_id,
     )
 
 

@@ -4,7 +4,9 @@ Figures are those of one idle card as `nvidia-smi -q` shows them (SXM boards whe
 so that what a simulated node promises is what a real one has: a "80GB" H100 has 81559 MiB, of
 which the driver keeps 480. Marked figures were not seen on a card: they follow the nearest
 relative of the same family. Of the A100-80GB and the H200 no such listing was at hand: what they
-have beyond memory, clocks and power follows the A100-40GB and the H100.
+have beyond memory, clocks and power follows the A100-40GB and the H100. What a host has beside its
+GPUs is an eighth of a public cloud's machine with eight of them (p4d, p4de, p5, p5e, p6-b200,
+g6e.48xlarge, g4dn.metal).
 """
 
 import difflib
@@ -19,6 +21,7 @@ from stoker.core.errors import BadInput, shown
 from stoker.core.mig_profiles import MigProfile
 
 MIB = 2**20
+GIB = 2**30
 MHZ = 1_000_000.0
 MB = 1_000_000.0
 
@@ -63,6 +66,8 @@ class GpuModel:
     nvlink_bytes_per_second: float  # of one link in one direction
     row_remap_banks: int | None  # None: a chip that takes pages out of use instead of rows
     sm_count: int
+    host_cpus: int  # its part of the host that it is commonly rented in, eight at a time
+    host_memory_bytes: int
     mig_profiles: tuple[MigProfile, ...] = ()
     pcie_lanes: int = 16
 
@@ -123,6 +128,8 @@ _ALL = (
         nvlink_bytes_per_second=25781 * MB,
         row_remap_banks=640,
         sm_count=108,
+        host_cpus=12,
+        host_memory_bytes=144 * GIB,
         mig_profiles=mig_profiles.A100_40GB,
     ),
     GpuModel(
@@ -156,6 +163,8 @@ _ALL = (
         nvlink_bytes_per_second=25781 * MB,
         row_remap_banks=640,
         sm_count=108,
+        host_cpus=12,
+        host_memory_bytes=144 * GIB,
         mig_profiles=mig_profiles.A100_80GB,
     ),
     GpuModel(
@@ -189,6 +198,8 @@ _ALL = (
         nvlink_bytes_per_second=26562 * MB,
         row_remap_banks=2560,
         sm_count=132,
+        host_cpus=24,
+        host_memory_bytes=256 * GIB,
         mig_profiles=mig_profiles.H100_80GB,
     ),
     GpuModel(
@@ -222,6 +233,8 @@ _ALL = (
         nvlink_bytes_per_second=26562 * MB,
         row_remap_banks=3072,  # six stacks of memory where the H100 has five
         sm_count=132,
+        host_cpus=24,
+        host_memory_bytes=256 * GIB,
         mig_profiles=mig_profiles.H200_141GB,
     ),
     GpuModel(
@@ -255,6 +268,8 @@ _ALL = (
         nvlink_bytes_per_second=53125 * MB,
         row_remap_banks=3840,
         sm_count=148,
+        host_cpus=24,
+        host_memory_bytes=256 * GIB,
         mig_profiles=mig_profiles.B200,
     ),
     GpuModel(
@@ -288,6 +303,8 @@ _ALL = (
         nvlink_bytes_per_second=0.0,
         row_remap_banks=192,
         sm_count=142,
+        host_cpus=24,
+        host_memory_bytes=192 * GIB,
     ),
     GpuModel(
         name="T4",
@@ -320,6 +337,8 @@ _ALL = (
         nvlink_bytes_per_second=0.0,
         row_remap_banks=None,
         sm_count=40,
+        host_cpus=12,
+        host_memory_bytes=48 * GIB,
     ),
 )
 

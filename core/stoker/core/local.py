@@ -130,8 +130,13 @@ class HeldFacts(_Facts, frozen=True):
     id: str
     holder: str
     gpu_uuids: tuple[str, ...]
-    memory_bytes: int | None
+    memory_bytes: int | None  # of a share; None: all of the GPUs, or of their MIG devices
     is_leaving: bool
+    mig_device_uuids: tuple[str, ...] = ()  # empty: the GPUs themselves
+    compute_milli: int | None = None  # of a share, in thousandths; None: none is promised
+    cpu_milli: int = 0  # thousandths of a core of the host
+    host_memory_bytes: int = 0
+    gang_nodes: int = 1  # that hold a part of the allocation, this one included
 
 
 class ProcessFacts(_Facts, frozen=True):

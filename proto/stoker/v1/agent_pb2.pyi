@@ -248,6 +248,7 @@ class Inventory(_message.Message):
     CUDA_VERSION_FIELD_NUMBER: _builtins.int
     GPUS_FIELD_NUMBER: _builtins.int
     MISSING_FIELD_NUMBER: _builtins.int
+    HOST_FIELD_NUMBER: _builtins.int
     driver_version: _builtins.str
     """The driver's release, such as "580.65.06"."""
     cuda_version: _builtins.str
@@ -260,6 +261,10 @@ class Inventory(_message.Message):
     def missing(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.MissingGpu]:
         """Every other GPU that the driver counts."""
 
+    @_builtins.property
+    def host(self) -> Global___Host:
+        """What the host has beside its GPUs; absent: not known."""
+
     def __init__(
         self,
         *,
@@ -267,14 +272,41 @@ class Inventory(_message.Message):
         cuda_version: _builtins.str = ...,
         gpus: _abc.Iterable[Global___Gpu] | None = ...,
         missing: _abc.Iterable[_types_pb2.MissingGpu] | None = ...,
+        host: Global___Host | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["host", b"host"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cuda_version", b"cuda_version", "driver_version", b"driver_version", "gpus", b"gpus", "missing", b"missing"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cuda_version", b"cuda_version", "driver_version", b"driver_version", "gpus", b"gpus", "host", b"host", "missing", b"missing"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Inventory: _TypeAlias = Inventory  # noqa: Y015
+
+@_typing.final
+class Host(_message.Message):
+    """What a host has beside its GPUs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CPU_MILLI_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    cpu_milli: _builtins.int
+    """CPUs that processes may run on, in thousandths of a core."""
+    memory_bytes: _builtins.int
+    """Main memory."""
+    def __init__(
+        self,
+        *,
+        cpu_milli: _builtins.int = ...,
+        memory_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_milli", b"cpu_milli", "memory_bytes", b"memory_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Host: _TypeAlias = Host  # noqa: Y015
 
 @_typing.final
 class Gpu(_message.Message):
@@ -294,6 +326,10 @@ class Gpu(_message.Message):
     MINOR_NUMBER_FIELD_NUMBER: _builtins.int
     VBIOS_VERSION_FIELD_NUMBER: _builtins.int
     MIG_ENABLED_FIELD_NUMBER: _builtins.int
+    NUMA_NODE_FIELD_NUMBER: _builtins.int
+    NVLINK_PEERS_FIELD_NUMBER: _builtins.int
+    NVSWITCH_LINKS_FIELD_NUMBER: _builtins.int
+    MIG_DEVICES_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """The agent's short number for this UUID, which frames use; never reused within an incarnation."""
     uuid: _builtins.str
@@ -318,6 +354,18 @@ class Gpu(_message.Message):
     """The VBIOS release; empty: not known."""
     mig_enabled: _builtins.bool
     """Whether MIG mode is on; absent where the card has none."""
+    numa_node: _builtins.int
+    """The host's memory node nearest to it; absent: not known, or the host has one only."""
+    nvswitch_links: _builtins.int
+    """Active NVLinks to NVSwitches, through which each such GPU reaches each."""
+    @_builtins.property
+    def nvlink_peers(self) -> _containers.RepeatedCompositeFieldContainer[Global___NvlinkPeer]:
+        """NVLinks to other GPUs of the node that can be read."""
+
+    @_builtins.property
+    def mig_devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___MigDevice]:
+        """Complete while MIG mode is on, in the driver's order."""
+
     def __init__(
         self,
         *,
@@ -333,15 +381,21 @@ class Gpu(_message.Message):
         minor_number: _builtins.int | None = ...,
         vbios_version: _builtins.str = ...,
         mig_enabled: _builtins.bool | None = ...,
+        numa_node: _builtins.int | None = ...,
+        nvlink_peers: _abc.Iterable[Global___NvlinkPeer] | None = ...,
+        nvswitch_links: _builtins.int = ...,
+        mig_devices: _abc.Iterable[Global___MigDevice] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_mig_enabled", b"_mig_enabled", "_minor_number", b"_minor_number", "_power_limit_watts", b"_power_limit_watts", "mig_enabled", b"mig_enabled", "minor_number", b"minor_number", "power_limit_watts", b"power_limit_watts"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_mig_enabled", b"_mig_enabled", "_minor_number", b"_minor_number", "_numa_node", b"_numa_node", "_power_limit_watts", b"_power_limit_watts", "mig_enabled", b"mig_enabled", "minor_number", b"minor_number", "numa_node", b"numa_node", "power_limit_watts", b"power_limit_watts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mig_enabled", b"_mig_enabled", "_minor_number", b"_minor_number", "_power_limit_watts", b"_power_limit_watts", "compute_capability", b"compute_capability", "index", b"index", "memory_total_bytes", b"memory_total_bytes", "mig_enabled", b"mig_enabled", "minor_number", b"minor_number", "model", b"model", "number", b"number", "pci_bus_id", b"pci_bus_id", "power_limit_watts", b"power_limit_watts", "serial", b"serial", "uuid", b"uuid", "vbios_version", b"vbios_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mig_enabled", b"_mig_enabled", "_minor_number", b"_minor_number", "_numa_node", b"_numa_node", "_power_limit_watts", b"_power_limit_watts", "compute_capability", b"compute_capability", "index", b"index", "memory_total_bytes", b"memory_total_bytes", "mig_devices", b"mig_devices", "mig_enabled", b"mig_enabled", "minor_number", b"minor_number", "model", b"model", "numa_node", b"numa_node", "number", b"number", "nvlink_peers", b"nvlink_peers", "nvswitch_links", b"nvswitch_links", "pci_bus_id", b"pci_bus_id", "power_limit_watts", b"power_limit_watts", "serial", b"serial", "uuid", b"uuid", "vbios_version", b"vbios_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__mig_enabled: _TypeAlias = _typing.Literal["mig_enabled"]  # noqa: Y015
     _WhichOneofArgType__mig_enabled: _TypeAlias = _typing.Literal["_mig_enabled", b"_mig_enabled"]  # noqa: Y015
     _WhichOneofReturnType__minor_number: _TypeAlias = _typing.Literal["minor_number"]  # noqa: Y015
     _WhichOneofArgType__minor_number: _TypeAlias = _typing.Literal["_minor_number", b"_minor_number"]  # noqa: Y015
+    _WhichOneofReturnType__numa_node: _TypeAlias = _typing.Literal["numa_node"]  # noqa: Y015
+    _WhichOneofArgType__numa_node: _TypeAlias = _typing.Literal["_numa_node", b"_numa_node"]  # noqa: Y015
     _WhichOneofReturnType__power_limit_watts: _TypeAlias = _typing.Literal["power_limit_watts"]  # noqa: Y015
     _WhichOneofArgType__power_limit_watts: _TypeAlias = _typing.Literal["_power_limit_watts", b"_power_limit_watts"]  # noqa: Y015
     @_typing.overload
@@ -349,9 +403,75 @@ class Gpu(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__minor_number) -> _WhichOneofReturnType__minor_number | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__numa_node) -> _WhichOneofReturnType__numa_node | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__power_limit_watts) -> _WhichOneofReturnType__power_limit_watts | None: ...
 
 Global___Gpu: _TypeAlias = Gpu  # noqa: Y015
+
+@_typing.final
+class NvlinkPeer(_message.Message):
+    """Active NVLinks to another GPU."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    LINKS_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """Gpu.number of the other."""
+    links: _builtins.int
+    """How many."""
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        links: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["links", b"links", "number", b"number"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NvlinkPeer: _TypeAlias = NvlinkPeer  # noqa: Y015
+
+@_typing.final
+class MigDevice(_message.Message):
+    """A MIG device: a compute instance in a GPU instance."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UUID_FIELD_NUMBER: _builtins.int
+    PROFILE_FIELD_NUMBER: _builtins.int
+    MEMORY_TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    GPU_INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    COMPUTE_INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    uuid: _builtins.str
+    """NVML's UUID, "MIG-..."."""
+    profile: _builtins.str
+    """Such as "1g.10gb"; with a compute instance smaller than its GPU instance "1c.2g.20gb"."""
+    memory_total_bytes: _builtins.int
+    """Of its GPU instance."""
+    gpu_instance_id: _builtins.int
+    """In its GPU."""
+    compute_instance_id: _builtins.int
+    """In its GPU instance."""
+    def __init__(
+        self,
+        *,
+        uuid: _builtins.str = ...,
+        profile: _builtins.str = ...,
+        memory_total_bytes: _builtins.int = ...,
+        gpu_instance_id: _builtins.int = ...,
+        compute_instance_id: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_instance_id", b"compute_instance_id", "gpu_instance_id", b"gpu_instance_id", "memory_total_bytes", b"memory_total_bytes", "profile", b"profile", "uuid", b"uuid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MigDevice: _TypeAlias = MigDevice  # noqa: Y015
 
 @_typing.final
 class Held(_message.Message):
@@ -390,6 +510,11 @@ class HeldAllocation(_message.Message):
     TTL_SECONDS_FIELD_NUMBER: _builtins.int
     HELD_SINCE_FIELD_NUMBER: _builtins.int
     IS_LEAVING_FIELD_NUMBER: _builtins.int
+    MIG_DEVICE_UUIDS_FIELD_NUMBER: _builtins.int
+    COMPUTE_MILLI_FIELD_NUMBER: _builtins.int
+    CPU_MILLI_FIELD_NUMBER: _builtins.int
+    HOST_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    GANG_NODES_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The aggregator's id of the allocation."""
     memory_bytes: _builtins.int
@@ -404,9 +529,21 @@ class HeldAllocation(_message.Message):
     """The node was told to let go of it, and cannot say yet that it did or does not know that this was heard: it takes
     its GPUs still, and an aggregator that does not know it must not adopt it. Only agents set it.
     """
+    compute_milli: _builtins.int
+    """Share of the GPU's compute in thousandths; absent: none is promised, or all of it."""
+    cpu_milli: _builtins.int
+    """Thousandths of a CPU core on this node."""
+    host_memory_bytes: _builtins.int
+    """Bytes of this host's memory."""
+    gang_nodes: _builtins.int
+    """How many nodes hold a part of the allocation; 0 and 1: this one only."""
     @_builtins.property
     def gpu_uuids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The GPUs it takes, whole or in part."""
+
+    @_builtins.property
+    def mig_device_uuids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """MIG devices; empty: the GPUs themselves."""
 
     def __init__(
         self,
@@ -418,13 +555,23 @@ class HeldAllocation(_message.Message):
         ttl_seconds: _builtins.float = ...,
         held_since: _builtins.float = ...,
         is_leaving: _builtins.bool = ...,
+        mig_device_uuids: _abc.Iterable[_builtins.str] | None = ...,
+        compute_milli: _builtins.int | None = ...,
+        cpu_milli: _builtins.int = ...,
+        host_memory_bytes: _builtins.int = ...,
+        gang_nodes: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_memory_bytes", b"_memory_bytes", "memory_bytes", b"memory_bytes"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_compute_milli", b"_compute_milli", "_memory_bytes", b"_memory_bytes", "compute_milli", b"compute_milli", "memory_bytes", b"memory_bytes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_memory_bytes", b"_memory_bytes", "gpu_uuids", b"gpu_uuids", "held_since", b"held_since", "holder", b"holder", "id", b"id", "is_leaving", b"is_leaving", "memory_bytes", b"memory_bytes", "ttl_seconds", b"ttl_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_compute_milli", b"_compute_milli", "_memory_bytes", b"_memory_bytes", "compute_milli", b"compute_milli", "cpu_milli", b"cpu_milli", "gang_nodes", b"gang_nodes", "gpu_uuids", b"gpu_uuids", "held_since", b"held_since", "holder", b"holder", "host_memory_bytes", b"host_memory_bytes", "id", b"id", "is_leaving", b"is_leaving", "memory_bytes", b"memory_bytes", "mig_device_uuids", b"mig_device_uuids", "ttl_seconds", b"ttl_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__compute_milli: _TypeAlias = _typing.Literal["compute_milli"]  # noqa: Y015
+    _WhichOneofArgType__compute_milli: _TypeAlias = _typing.Literal["_compute_milli", b"_compute_milli"]  # noqa: Y015
     _WhichOneofReturnType__memory_bytes: _TypeAlias = _typing.Literal["memory_bytes"]  # noqa: Y015
     _WhichOneofArgType__memory_bytes: _TypeAlias = _typing.Literal["_memory_bytes", b"_memory_bytes"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__compute_milli) -> _WhichOneofReturnType__compute_milli | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_bytes) -> _WhichOneofReturnType__memory_bytes | None: ...
 
 Global___HeldAllocation: _TypeAlias = HeldAllocation  # noqa: Y015

@@ -141,6 +141,7 @@ class KeepAliveResponse(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
     ENDED_REASON_FIELD_NUMBER: _builtins.int
+    MOVE_FIELD_NUMBER: _builtins.int
     allocation_id: _builtins.str
     """The id that was sent."""
     state: _types_pb2.AllocationState.ValueType
@@ -149,6 +150,10 @@ class KeepAliveResponse(_message.Message):
     """Set while granted."""
     ended_reason: _builtins.str
     """Why it is no longer granted."""
+    @_builtins.property
+    def move(self) -> Global___MoveOffer:
+        """Set while the fleet asks its holder to move it elsewhere."""
+
     def __init__(
         self,
         *,
@@ -156,16 +161,225 @@ class KeepAliveResponse(_message.Message):
         state: _types_pb2.AllocationState.ValueType = ...,
         expires_at: _builtins.float | None = ...,
         ended_reason: _builtins.str = ...,
+        move: Global___MoveOffer | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "expires_at", b"expires_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "expires_at", b"expires_at", "move", b"move"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "allocation_id", b"allocation_id", "ended_reason", b"ended_reason", "expires_at", b"expires_at", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "allocation_id", b"allocation_id", "ended_reason", b"ended_reason", "expires_at", b"expires_at", "move", b"move", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expires_at: _TypeAlias = _typing.Literal["expires_at"]  # noqa: Y015
     _WhichOneofArgType__expires_at: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__expires_at) -> _WhichOneofReturnType__expires_at | None: ...
 
 Global___KeepAliveResponse: _TypeAlias = KeepAliveResponse  # noqa: Y015
+
+@_typing.final
+class MoveOffer(_message.Message):
+    """The fleet asks the holder of a movable allocation to move it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    ALLOCATION_ID_FIELD_NUMBER: _builtins.int
+    PLACEMENTS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """For AnswerMove."""
+    allocation_id: _builtins.str
+    """What would move."""
+    reason: _builtins.str
+    """Why, in one sentence."""
+    expires_at: _builtins.float
+    """Until when an answer counts."""
+    @_builtins.property
+    def placements(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Placement]:
+        """Where to; it is not held for the offer, and may be taken when the answer comes."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        allocation_id: _builtins.str = ...,
+        placements: _abc.Iterable[_types_pb2.Placement] | None = ...,
+        reason: _builtins.str = ...,
+        expires_at: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allocation_id", b"allocation_id", "expires_at", b"expires_at", "id", b"id", "placements", b"placements", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MoveOffer: _TypeAlias = MoveOffer  # noqa: Y015
+
+@_typing.final
+class AnswerMoveRequest(_message.Message):
+    """The holder's answer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OFFER_ID_FIELD_NUMBER: _builtins.int
+    ACCEPT_FIELD_NUMBER: _builtins.int
+    offer_id: _builtins.str
+    """MoveOffer.id."""
+    accept: _builtins.bool
+    """Whether it will move."""
+    def __init__(
+        self,
+        *,
+        offer_id: _builtins.str = ...,
+        accept: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept", b"accept", "offer_id", b"offer_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AnswerMoveRequest: _TypeAlias = AnswerMoveRequest  # noqa: Y015
+
+@_typing.final
+class AnswerMoveResponse(_message.Message):
+    """What became of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALLOCATION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def allocation(self) -> _types_pb2.Allocation:
+        """The new allocation, granted; absent when declined. Its request is that of the old one."""
+
+    def __init__(
+        self,
+        *,
+        allocation: _types_pb2.Allocation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["allocation", b"allocation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allocation", b"allocation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AnswerMoveResponse: _TypeAlias = AnswerMoveResponse  # noqa: Y015
+
+@_typing.final
+class RebalanceRequest(_message.Message):
+    """How far a rebalance may go."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MOVES_MAX_FIELD_NUMBER: _builtins.int
+    APPLY_FIELD_NUMBER: _builtins.int
+    POOL_FIELD_NUMBER: _builtins.int
+    ANSWER_SECONDS_FIELD_NUMBER: _builtins.int
+    moves_max: _builtins.int
+    """At most so many moves; 0: 10."""
+    apply: _builtins.bool
+    """Whether to ask the holders; otherwise nothing is changed."""
+    pool: _builtins.str
+    """Only moves of this pool."""
+    answer_seconds: _builtins.float
+    """How long the holders have to answer; absent: 60. At most 86,400."""
+    def __init__(
+        self,
+        *,
+        moves_max: _builtins.int = ...,
+        apply: _builtins.bool = ...,
+        pool: _builtins.str = ...,
+        answer_seconds: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_answer_seconds", b"_answer_seconds", "answer_seconds", b"answer_seconds"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_answer_seconds", b"_answer_seconds", "answer_seconds", b"answer_seconds", "apply", b"apply", "moves_max", b"moves_max", "pool", b"pool"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__answer_seconds: _TypeAlias = _typing.Literal["answer_seconds"]  # noqa: Y015
+    _WhichOneofArgType__answer_seconds: _TypeAlias = _typing.Literal["_answer_seconds", b"_answer_seconds"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__answer_seconds) -> _WhichOneofReturnType__answer_seconds | None: ...
+
+Global___RebalanceRequest: _TypeAlias = RebalanceRequest  # noqa: Y015
+
+@_typing.final
+class Move(_message.Message):
+    """One move; those of a plan hold in their order."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALLOCATION_ID_FIELD_NUMBER: _builtins.int
+    FROM_PLACEMENTS_FIELD_NUMBER: _builtins.int
+    TO_PLACEMENTS_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    COST_MILLI_FIELD_NUMBER: _builtins.int
+    GAIN_MILLI_FIELD_NUMBER: _builtins.int
+    OFFER_ID_FIELD_NUMBER: _builtins.int
+    allocation_id: _builtins.str
+    """What moves."""
+    kind: _builtins.str
+    """"defragment" or "relieve"."""
+    reason: _builtins.str
+    """Why, in one sentence with its numbers."""
+    cost_milli: _builtins.int
+    """GPUs' worth of memory or compute that the holder must carry over, in thousandths."""
+    gain_milli: _builtins.int
+    """GPUs' worth that becomes usable, in thousandths; of a hot GPU, load that leaves it."""
+    offer_id: _builtins.str
+    """Set when its holder has been asked."""
+    @_builtins.property
+    def from_placements(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Placement]:
+        """Where it is."""
+
+    @_builtins.property
+    def to_placements(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Placement]:
+        """Where it would be."""
+
+    def __init__(
+        self,
+        *,
+        allocation_id: _builtins.str = ...,
+        from_placements: _abc.Iterable[_types_pb2.Placement] | None = ...,
+        to_placements: _abc.Iterable[_types_pb2.Placement] | None = ...,
+        kind: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        cost_milli: _builtins.int = ...,
+        gain_milli: _builtins.int = ...,
+        offer_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allocation_id", b"allocation_id", "cost_milli", b"cost_milli", "from_placements", b"from_placements", "gain_milli", b"gain_milli", "kind", b"kind", "offer_id", b"offer_id", "reason", b"reason", "to_placements", b"to_placements"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Move: _TypeAlias = Move  # noqa: Y015
+
+@_typing.final
+class RebalanceResponse(_message.Message):
+    """The plan."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MOVES_FIELD_NUMBER: _builtins.int
+    SUMMARY_FIELD_NUMBER: _builtins.int
+    summary: _builtins.str
+    """One sentence for a person."""
+    @_builtins.property
+    def moves(self) -> _containers.RepeatedCompositeFieldContainer[Global___Move]:
+        """In the order in which they hold."""
+
+    def __init__(
+        self,
+        *,
+        moves: _abc.Iterable[Global___Move] | None = ...,
+        summary: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["moves", b"moves", "summary", b"summary"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RebalanceResponse: _TypeAlias = RebalanceResponse  # noqa: Y015
 
 @_typing.final
 class ReleaseRequest(_message.Message):
@@ -229,27 +443,193 @@ class ExplainRequest(_message.Message):
 
     ALLOCATION_ID_FIELD_NUMBER: _builtins.int
     REQUEST_FIELD_NUMBER: _builtins.int
+    WHAT_IF_FIELD_NUMBER: _builtins.int
     allocation_id: _builtins.str
     """An allocation of any state."""
     @_builtins.property
     def request(self) -> _types_pb2.Request:
         """A wish; nothing is placed."""
 
+    @_builtins.property
+    def what_if(self) -> _containers.RepeatedCompositeFieldContainer[Global___WhatIf]:
+        """Changes of the fleet to suppose first, in order."""
+
     def __init__(
         self,
         *,
         allocation_id: _builtins.str = ...,
         request: _types_pb2.Request | None = ...,
+        what_if: _abc.Iterable[Global___WhatIf] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["allocation_id", b"allocation_id", "request", b"request", "subject", b"subject"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allocation_id", b"allocation_id", "request", b"request", "subject", b"subject"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allocation_id", b"allocation_id", "request", b"request", "subject", b"subject", "what_if", b"what_if"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_subject: _TypeAlias = _typing.Literal["allocation_id", "request"]  # noqa: Y015
     _WhichOneofArgType_subject: _TypeAlias = _typing.Literal["subject", b"subject"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_subject) -> _WhichOneofReturnType_subject | None: ...
 
 Global___ExplainRequest: _TypeAlias = ExplainRequest  # noqa: Y015
+
+@_typing.final
+class WhatIf(_message.Message):
+    """A change of the fleet to suppose."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADD_FIELD_NUMBER: _builtins.int
+    REMOVE_NODE_FIELD_NUMBER: _builtins.int
+    UNCORDON_NODE_FIELD_NUMBER: _builtins.int
+    remove_node: _builtins.str
+    """Without this node."""
+    uncordon_node: _builtins.str
+    """With this node, and all of its GPUs, not cordoned."""
+    @_builtins.property
+    def add(self) -> Global___AddNodes:
+        """So many nodes more."""
+
+    def __init__(
+        self,
+        *,
+        add: Global___AddNodes | None = ...,
+        remove_node: _builtins.str = ...,
+        uncordon_node: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["add", b"add", "change", b"change", "remove_node", b"remove_node", "uncordon_node", b"uncordon_node"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["add", b"add", "change", b"change", "remove_node", b"remove_node", "uncordon_node", b"uncordon_node"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_change: _TypeAlias = _typing.Literal["add", "remove_node", "uncordon_node"]  # noqa: Y015
+    _WhichOneofArgType_change: _TypeAlias = _typing.Literal["change", b"change"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_change) -> _WhichOneofReturnType_change | None: ...
+
+Global___WhatIf: _TypeAlias = WhatIf  # noqa: Y015
+
+@_typing.final
+class AddNodes(_message.Message):
+    """Nodes to suppose, idle and well."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODES_FIELD_NUMBER: _builtins.int
+    GPUS_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    POOL_FIELD_NUMBER: _builtins.int
+    nodes: _builtins.int
+    """1 to 1,000."""
+    gpus: _builtins.int
+    """On each; 1 to 64."""
+    model: _builtins.str
+    """Of the catalogue ("H100-80GB") or of the fleet."""
+    pool: _builtins.str
+    """Their pool; empty: none."""
+    def __init__(
+        self,
+        *,
+        nodes: _builtins.int = ...,
+        gpus: _builtins.int = ...,
+        model: _builtins.str = ...,
+        pool: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gpus", b"gpus", "model", b"model", "nodes", b"nodes", "pool", b"pool"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AddNodes: _TypeAlias = AddNodes  # noqa: Y015
+
+@_typing.final
+class ProposedChange(_message.Message):
+    """A change that would place the request now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    SUMMARY_FIELD_NUMBER: _builtins.int
+    REQUEST_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    GPU_UUIDS_FIELD_NUMBER: _builtins.int
+    ALLOCATION_IDS_FIELD_NUMBER: _builtins.int
+    PLACEMENTS_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    """Stable for programs: "gpu_topology", "same_label", "spread_nodes", "fewer_gpus", "less_memory", "other_model", ..."""
+    summary: _builtins.str
+    """One sentence for a person."""
+    node: _builtins.str
+    """The node to uncordon, drain or repartition."""
+    @_builtins.property
+    def request(self) -> _types_pb2.Request:
+        """The request to make instead; absent: the request stays and the fleet changes."""
+
+    @_builtins.property
+    def gpu_uuids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The GPUs of it; empty: all."""
+
+    @_builtins.property
+    def allocation_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What would have to be released."""
+
+    @_builtins.property
+    def placements(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Placement]:
+        """Where the request would go then."""
+
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        summary: _builtins.str = ...,
+        request: _types_pb2.Request | None = ...,
+        node: _builtins.str = ...,
+        gpu_uuids: _abc.Iterable[_builtins.str] | None = ...,
+        allocation_ids: _abc.Iterable[_builtins.str] | None = ...,
+        placements: _abc.Iterable[_types_pb2.Placement] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allocation_ids", b"allocation_ids", "gpu_uuids", b"gpu_uuids", "kind", b"kind", "node", b"node", "placements", b"placements", "request", b"request", "summary", b"summary"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProposedChange: _TypeAlias = ProposedChange  # noqa: Y015
+
+@_typing.final
+class RequestAhead(_message.Message):
+    """A request that goes before."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALLOCATION_ID_FIELD_NUMBER: _builtins.int
+    HOLDER_FIELD_NUMBER: _builtins.int
+    WANTED_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    REQUESTED_AT_FIELD_NUMBER: _builtins.int
+    allocation_id: _builtins.str
+    """Its allocation."""
+    holder: _builtins.str
+    """Who asks."""
+    wanted: _builtins.str
+    """What for, in a few words."""
+    priority: _builtins.int
+    """Its priority."""
+    requested_at: _builtins.float
+    """Since when it waits, on the aggregator's clock."""
+    def __init__(
+        self,
+        *,
+        allocation_id: _builtins.str = ...,
+        holder: _builtins.str = ...,
+        wanted: _builtins.str = ...,
+        priority: _builtins.int = ...,
+        requested_at: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allocation_id", b"allocation_id", "holder", b"holder", "priority", b"priority", "requested_at", b"requested_at", "wanted", b"wanted"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RequestAhead: _TypeAlias = RequestAhead  # noqa: Y015
 
 @_typing.final
 class ExplainResponse(_message.Message):
@@ -262,12 +642,18 @@ class ExplainResponse(_message.Message):
     REFUSALS_FIELD_NUMBER: _builtins.int
     ALLOCATION_FIELD_NUMBER: _builtins.int
     SUMMARY_FIELD_NUMBER: _builtins.int
+    PLACEMENTS_FIELD_NUMBER: _builtins.int
+    CHANGE_FIELD_NUMBER: _builtins.int
+    AHEAD_FIELD_NUMBER: _builtins.int
+    CHOICE_FIELD_NUMBER: _builtins.int
     placeable: _builtins.bool
     """Whether it would be placed now."""
     node: _builtins.str
     """Where, when it would be placed."""
     summary: _builtins.str
     """One sentence for a person."""
+    choice: _builtins.str
+    """Why the place was chosen, when it would be placed."""
     @_builtins.property
     def refusals(self) -> _types_pb2.Refusals:
         """Why not, when it would not be."""
@@ -275,6 +661,18 @@ class ExplainResponse(_message.Message):
     @_builtins.property
     def allocation(self) -> _types_pb2.Allocation:
         """Set for a known allocation."""
+
+    @_builtins.property
+    def placements(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Placement]:
+        """Where, when it would be placed."""
+
+    @_builtins.property
+    def change(self) -> Global___ProposedChange:
+        """The cheapest change that would place it now; absent: none of those that are looked for."""
+
+    @_builtins.property
+    def ahead(self) -> _containers.RepeatedCompositeFieldContainer[Global___RequestAhead]:
+        """What goes before it, the first 100 in the queue's order; Refusals.ahead counts all."""
 
     def __init__(
         self,
@@ -284,10 +682,14 @@ class ExplainResponse(_message.Message):
         refusals: _types_pb2.Refusals | None = ...,
         allocation: _types_pb2.Allocation | None = ...,
         summary: _builtins.str = ...,
+        placements: _abc.Iterable[_types_pb2.Placement] | None = ...,
+        change: Global___ProposedChange | None = ...,
+        ahead: _abc.Iterable[Global___RequestAhead] | None = ...,
+        choice: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["allocation", b"allocation", "refusals", b"refusals"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["allocation", b"allocation", "change", b"change", "refusals", b"refusals"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allocation", b"allocation", "node", b"node", "placeable", b"placeable", "refusals", b"refusals", "summary", b"summary"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ahead", b"ahead", "allocation", b"allocation", "change", b"change", "choice", b"choice", "node", b"node", "placeable", b"placeable", "placements", b"placements", "refusals", b"refusals", "summary", b"summary"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -385,6 +787,10 @@ class Node(_message.Message):
     MISSING_GPUS_FIELD_NUMBER: _builtins.int
     DRAIN_AT_FIELD_NUMBER: _builtins.int
     ASSIGNMENTS_UNKNOWN_FIELD_NUMBER: _builtins.int
+    CPU_MILLI_FIELD_NUMBER: _builtins.int
+    HOST_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    CPU_FREE_MILLI_FIELD_NUMBER: _builtins.int
+    HOST_MEMORY_FREE_BYTES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Unique in the fleet."""
     state: Global___NodeState.ValueType
@@ -413,6 +819,14 @@ class Node(_message.Message):
     """While it is drained: when what it still holds is ended."""
     assignments_unknown: _builtins.str
     """Why it is not known what the kubelet or Slurm has handed out, so that no GPU counts as free; empty: it is known."""
+    cpu_milli: _builtins.int
+    """CPUs of the host in thousandths of a core; 0: not known."""
+    host_memory_bytes: _builtins.int
+    """The host's memory; 0: not known."""
+    cpu_free_milli: _builtins.int
+    """Of it, what allocations do not hold."""
+    host_memory_free_bytes: _builtins.int
+    """Of it, what allocations do not hold."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """The operator's labels of the node."""
@@ -445,10 +859,14 @@ class Node(_message.Message):
         missing_gpus: _abc.Iterable[_types_pb2.MissingGpu] | None = ...,
         drain_at: _builtins.float | None = ...,
         assignments_unknown: _builtins.str = ...,
+        cpu_milli: _builtins.int = ...,
+        host_memory_bytes: _builtins.int = ...,
+        cpu_free_milli: _builtins.int = ...,
+        host_memory_free_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_cordoned", b"_cordoned", "_drain_at", b"_drain_at", "_last_sample_at", b"_last_sample_at", "cordoned", b"cordoned", "drain_at", b"drain_at", "last_sample_at", b"last_sample_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cordoned", b"_cordoned", "_drain_at", b"_drain_at", "_last_sample_at", b"_last_sample_at", "agent_version", b"agent_version", "assignments_unknown", b"assignments_unknown", "boot_id", b"boot_id", "cordoned", b"cordoned", "cuda_version", b"cuda_version", "drain_at", b"drain_at", "driver_version", b"driver_version", "gpus", b"gpus", "interval_seconds", b"interval_seconds", "labels", b"labels", "last_sample_at", b"last_sample_at", "missing_gpus", b"missing_gpus", "name", b"name", "pool", b"pool", "simulated", b"simulated", "state", b"state", "state_reason", b"state_reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cordoned", b"_cordoned", "_drain_at", b"_drain_at", "_last_sample_at", b"_last_sample_at", "agent_version", b"agent_version", "assignments_unknown", b"assignments_unknown", "boot_id", b"boot_id", "cordoned", b"cordoned", "cpu_free_milli", b"cpu_free_milli", "cpu_milli", b"cpu_milli", "cuda_version", b"cuda_version", "drain_at", b"drain_at", "driver_version", b"driver_version", "gpus", b"gpus", "host_memory_bytes", b"host_memory_bytes", "host_memory_free_bytes", b"host_memory_free_bytes", "interval_seconds", b"interval_seconds", "labels", b"labels", "last_sample_at", b"last_sample_at", "missing_gpus", b"missing_gpus", "name", b"name", "pool", b"pool", "simulated", b"simulated", "state", b"state", "state_reason", b"state_reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cordoned: _TypeAlias = _typing.Literal["cordoned"]  # noqa: Y015
     _WhichOneofArgType__cordoned: _TypeAlias = _typing.Literal["_cordoned", b"_cordoned"]  # noqa: Y015
@@ -490,6 +908,13 @@ class NodeGpu(_message.Message):
     HEALTH_FIELD_NUMBER: _builtins.int
     CORDON_FIELD_NUMBER: _builtins.int
     ASSIGNMENTS_FIELD_NUMBER: _builtins.int
+    COMPUTE_CAPABILITY_FIELD_NUMBER: _builtins.int
+    MIG_ENABLED_FIELD_NUMBER: _builtins.int
+    MIG_DEVICES_FIELD_NUMBER: _builtins.int
+    NUMA_NODE_FIELD_NUMBER: _builtins.int
+    NVLINK_PEER_UUIDS_FIELD_NUMBER: _builtins.int
+    COMPUTE_FREE_MILLI_FIELD_NUMBER: _builtins.int
+    MEMORY_FREE_BYTES_FIELD_NUMBER: _builtins.int
     uuid: _builtins.str
     """NVML's UUID."""
     model: _builtins.str
@@ -518,6 +943,16 @@ class NodeGpu(_message.Message):
     """When these were read, on the aggregator's clock."""
     pci_bus_id: _builtins.str
     """Empty: not known."""
+    compute_capability: _builtins.str
+    """Such as "9.0"; empty: not known."""
+    mig_enabled: _builtins.bool
+    """Whether MIG mode is on; absent where the card has none."""
+    numa_node: _builtins.int
+    """The host's memory node nearest to it; absent: not known."""
+    compute_free_milli: _builtins.int
+    """Of its compute, what no share promises, in thousandths."""
+    memory_free_bytes: _builtins.int
+    """Of its memory, what a new share could take; absent: not known."""
     @_builtins.property
     def allocation_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Ids of the allocations that hold it or a part of it."""
@@ -537,6 +972,14 @@ class NodeGpu(_message.Message):
     @_builtins.property
     def assignments(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Assignment]:
         """What the kubelet or Slurm has handed out of it."""
+
+    @_builtins.property
+    def mig_devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeMigDevice]:
+        """Its MIG devices."""
+
+    @_builtins.property
+    def nvlink_peer_uuids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """GPUs of the node that it reaches over NVLink, by UUID."""
 
     def __init__(
         self,
@@ -560,10 +1003,17 @@ class NodeGpu(_message.Message):
         health: _types_pb2.GpuHealth | None = ...,
         cordon: Global___GpuCordon | None = ...,
         assignments: _abc.Iterable[_types_pb2.Assignment] | None = ...,
+        compute_capability: _builtins.str = ...,
+        mig_enabled: _builtins.bool | None = ...,
+        mig_devices: _abc.Iterable[Global___NodeMigDevice] | None = ...,
+        numa_node: _builtins.int | None = ...,
+        nvlink_peer_uuids: _abc.Iterable[_builtins.str] | None = ...,
+        compute_free_milli: _builtins.int = ...,
+        memory_free_bytes: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_energy_joules", b"_energy_joules", "_last_sample_at", b"_last_sample_at", "_memory_clock_hertz", b"_memory_clock_hertz", "_memory_used_bytes", b"_memory_used_bytes", "_memory_utilization_ratio", b"_memory_utilization_ratio", "_power_watts", b"_power_watts", "_sm_clock_hertz", b"_sm_clock_hertz", "_temperature_celsius", b"_temperature_celsius", "_utilization_ratio", b"_utilization_ratio", "cordon", b"cordon", "energy_joules", b"energy_joules", "health", b"health", "last_sample_at", b"last_sample_at", "memory_clock_hertz", b"memory_clock_hertz", "memory_used_bytes", b"memory_used_bytes", "memory_utilization_ratio", b"memory_utilization_ratio", "power_watts", b"power_watts", "sm_clock_hertz", b"sm_clock_hertz", "temperature_celsius", b"temperature_celsius", "utilization_ratio", b"utilization_ratio"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_energy_joules", b"_energy_joules", "_last_sample_at", b"_last_sample_at", "_memory_clock_hertz", b"_memory_clock_hertz", "_memory_free_bytes", b"_memory_free_bytes", "_memory_used_bytes", b"_memory_used_bytes", "_memory_utilization_ratio", b"_memory_utilization_ratio", "_mig_enabled", b"_mig_enabled", "_numa_node", b"_numa_node", "_power_watts", b"_power_watts", "_sm_clock_hertz", b"_sm_clock_hertz", "_temperature_celsius", b"_temperature_celsius", "_utilization_ratio", b"_utilization_ratio", "cordon", b"cordon", "energy_joules", b"energy_joules", "health", b"health", "last_sample_at", b"last_sample_at", "memory_clock_hertz", b"memory_clock_hertz", "memory_free_bytes", b"memory_free_bytes", "memory_used_bytes", b"memory_used_bytes", "memory_utilization_ratio", b"memory_utilization_ratio", "mig_enabled", b"mig_enabled", "numa_node", b"numa_node", "power_watts", b"power_watts", "sm_clock_hertz", b"sm_clock_hertz", "temperature_celsius", b"temperature_celsius", "utilization_ratio", b"utilization_ratio"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_energy_joules", b"_energy_joules", "_last_sample_at", b"_last_sample_at", "_memory_clock_hertz", b"_memory_clock_hertz", "_memory_used_bytes", b"_memory_used_bytes", "_memory_utilization_ratio", b"_memory_utilization_ratio", "_power_watts", b"_power_watts", "_sm_clock_hertz", b"_sm_clock_hertz", "_temperature_celsius", b"_temperature_celsius", "_utilization_ratio", b"_utilization_ratio", "allocation_ids", b"allocation_ids", "assignments", b"assignments", "cordon", b"cordon", "energy_joules", b"energy_joules", "health", b"health", "index", b"index", "last_sample_at", b"last_sample_at", "memory_clock_hertz", b"memory_clock_hertz", "memory_total_bytes", b"memory_total_bytes", "memory_used_bytes", b"memory_used_bytes", "memory_utilization_ratio", b"memory_utilization_ratio", "model", b"model", "pci_bus_id", b"pci_bus_id", "power_watts", b"power_watts", "processes", b"processes", "sm_clock_hertz", b"sm_clock_hertz", "temperature_celsius", b"temperature_celsius", "utilization_ratio", b"utilization_ratio", "uuid", b"uuid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_energy_joules", b"_energy_joules", "_last_sample_at", b"_last_sample_at", "_memory_clock_hertz", b"_memory_clock_hertz", "_memory_free_bytes", b"_memory_free_bytes", "_memory_used_bytes", b"_memory_used_bytes", "_memory_utilization_ratio", b"_memory_utilization_ratio", "_mig_enabled", b"_mig_enabled", "_numa_node", b"_numa_node", "_power_watts", b"_power_watts", "_sm_clock_hertz", b"_sm_clock_hertz", "_temperature_celsius", b"_temperature_celsius", "_utilization_ratio", b"_utilization_ratio", "allocation_ids", b"allocation_ids", "assignments", b"assignments", "compute_capability", b"compute_capability", "compute_free_milli", b"compute_free_milli", "cordon", b"cordon", "energy_joules", b"energy_joules", "health", b"health", "index", b"index", "last_sample_at", b"last_sample_at", "memory_clock_hertz", b"memory_clock_hertz", "memory_free_bytes", b"memory_free_bytes", "memory_total_bytes", b"memory_total_bytes", "memory_used_bytes", b"memory_used_bytes", "memory_utilization_ratio", b"memory_utilization_ratio", "mig_devices", b"mig_devices", "mig_enabled", b"mig_enabled", "model", b"model", "numa_node", b"numa_node", "nvlink_peer_uuids", b"nvlink_peer_uuids", "pci_bus_id", b"pci_bus_id", "power_watts", b"power_watts", "processes", b"processes", "sm_clock_hertz", b"sm_clock_hertz", "temperature_celsius", b"temperature_celsius", "utilization_ratio", b"utilization_ratio", "uuid", b"uuid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__energy_joules: _TypeAlias = _typing.Literal["energy_joules"]  # noqa: Y015
     _WhichOneofArgType__energy_joules: _TypeAlias = _typing.Literal["_energy_joules", b"_energy_joules"]  # noqa: Y015
@@ -571,10 +1021,16 @@ class NodeGpu(_message.Message):
     _WhichOneofArgType__last_sample_at: _TypeAlias = _typing.Literal["_last_sample_at", b"_last_sample_at"]  # noqa: Y015
     _WhichOneofReturnType__memory_clock_hertz: _TypeAlias = _typing.Literal["memory_clock_hertz"]  # noqa: Y015
     _WhichOneofArgType__memory_clock_hertz: _TypeAlias = _typing.Literal["_memory_clock_hertz", b"_memory_clock_hertz"]  # noqa: Y015
+    _WhichOneofReturnType__memory_free_bytes: _TypeAlias = _typing.Literal["memory_free_bytes"]  # noqa: Y015
+    _WhichOneofArgType__memory_free_bytes: _TypeAlias = _typing.Literal["_memory_free_bytes", b"_memory_free_bytes"]  # noqa: Y015
     _WhichOneofReturnType__memory_used_bytes: _TypeAlias = _typing.Literal["memory_used_bytes"]  # noqa: Y015
     _WhichOneofArgType__memory_used_bytes: _TypeAlias = _typing.Literal["_memory_used_bytes", b"_memory_used_bytes"]  # noqa: Y015
     _WhichOneofReturnType__memory_utilization_ratio: _TypeAlias = _typing.Literal["memory_utilization_ratio"]  # noqa: Y015
     _WhichOneofArgType__memory_utilization_ratio: _TypeAlias = _typing.Literal["_memory_utilization_ratio", b"_memory_utilization_ratio"]  # noqa: Y015
+    _WhichOneofReturnType__mig_enabled: _TypeAlias = _typing.Literal["mig_enabled"]  # noqa: Y015
+    _WhichOneofArgType__mig_enabled: _TypeAlias = _typing.Literal["_mig_enabled", b"_mig_enabled"]  # noqa: Y015
+    _WhichOneofReturnType__numa_node: _TypeAlias = _typing.Literal["numa_node"]  # noqa: Y015
+    _WhichOneofArgType__numa_node: _TypeAlias = _typing.Literal["_numa_node", b"_numa_node"]  # noqa: Y015
     _WhichOneofReturnType__power_watts: _TypeAlias = _typing.Literal["power_watts"]  # noqa: Y015
     _WhichOneofArgType__power_watts: _TypeAlias = _typing.Literal["_power_watts", b"_power_watts"]  # noqa: Y015
     _WhichOneofReturnType__sm_clock_hertz: _TypeAlias = _typing.Literal["sm_clock_hertz"]  # noqa: Y015
@@ -590,9 +1046,15 @@ class NodeGpu(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_clock_hertz) -> _WhichOneofReturnType__memory_clock_hertz | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_free_bytes) -> _WhichOneofReturnType__memory_free_bytes | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_used_bytes) -> _WhichOneofReturnType__memory_used_bytes | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_utilization_ratio) -> _WhichOneofReturnType__memory_utilization_ratio | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__mig_enabled) -> _WhichOneofReturnType__mig_enabled | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__numa_node) -> _WhichOneofReturnType__numa_node | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__power_watts) -> _WhichOneofReturnType__power_watts | None: ...
     @_typing.overload
@@ -603,6 +1065,40 @@ class NodeGpu(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__utilization_ratio) -> _WhichOneofReturnType__utilization_ratio | None: ...
 
 Global___NodeGpu: _TypeAlias = NodeGpu  # noqa: Y015
+
+@_typing.final
+class NodeMigDevice(_message.Message):
+    """A MIG device for a client to see."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UUID_FIELD_NUMBER: _builtins.int
+    PROFILE_FIELD_NUMBER: _builtins.int
+    MEMORY_TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    ALLOCATION_ID_FIELD_NUMBER: _builtins.int
+    uuid: _builtins.str
+    """NVML's UUID."""
+    profile: _builtins.str
+    """Such as "1g.10gb"."""
+    memory_total_bytes: _builtins.int
+    """Of its GPU instance."""
+    allocation_id: _builtins.str
+    """The allocation that holds it; empty: none."""
+    def __init__(
+        self,
+        *,
+        uuid: _builtins.str = ...,
+        profile: _builtins.str = ...,
+        memory_total_bytes: _builtins.int = ...,
+        allocation_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allocation_id", b"allocation_id", "memory_total_bytes", b"memory_total_bytes", "profile", b"profile", "uuid", b"uuid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NodeMigDevice: _TypeAlias = NodeMigDevice  # noqa: Y015
 
 @_typing.final
 class GpuCordon(_message.Message):

@@ -54,6 +54,16 @@ class FleetStub:
                 request_serializer=stoker_dot_v1_dot_fleet__pb2.ExplainRequest.SerializeToString,
                 response_deserializer=stoker_dot_v1_dot_fleet__pb2.ExplainResponse.FromString,
                 _registered_method=True)
+        self.Rebalance = channel.unary_unary(
+                '/stoker.v1.Fleet/Rebalance',
+                request_serializer=stoker_dot_v1_dot_fleet__pb2.RebalanceRequest.SerializeToString,
+                response_deserializer=stoker_dot_v1_dot_fleet__pb2.RebalanceResponse.FromString,
+                _registered_method=True)
+        self.AnswerMove = channel.unary_unary(
+                '/stoker.v1.Fleet/AnswerMove',
+                request_serializer=stoker_dot_v1_dot_fleet__pb2.AnswerMoveRequest.SerializeToString,
+                response_deserializer=stoker_dot_v1_dot_fleet__pb2.AnswerMoveResponse.FromString,
+                _registered_method=True)
         self.ListNodes = channel.unary_unary(
                 '/stoker.v1.Fleet/ListNodes',
                 request_serializer=stoker_dot_v1_dot_fleet__pb2.ListNodesRequest.SerializeToString,
@@ -119,7 +129,23 @@ class FleetServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Explain(self, request, context):
-        """Why a waiting allocation waits, or why a request could not be placed now; places nothing.
+        """Why a waiting allocation waits, or why a request could not be placed now, and the smallest change that would help;
+        places nothing. With `what_if` as if the fleet were another.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Rebalance(self, request, context):
+        """Which allocations could move, where, and what that would gain; with `apply` their holders are asked to.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AnswerMove(self, request, context):
+        """The holder of an allocation answers an offer to move. Accepted, the new place is granted as an allocation of its own;
+        the holder moves over and releases the old one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -197,6 +223,16 @@ def add_FleetServicer_to_server(servicer, server):
                     servicer.Explain,
                     request_deserializer=stoker_dot_v1_dot_fleet__pb2.ExplainRequest.FromString,
                     response_serializer=stoker_dot_v1_dot_fleet__pb2.ExplainResponse.SerializeToString,
+            ),
+            'Rebalance': grpc.unary_unary_rpc_method_handler(
+                    servicer.Rebalance,
+                    request_deserializer=stoker_dot_v1_dot_fleet__pb2.RebalanceRequest.FromString,
+                    response_serializer=stoker_dot_v1_dot_fleet__pb2.RebalanceResponse.SerializeToString,
+            ),
+            'AnswerMove': grpc.unary_unary_rpc_method_handler(
+                    servicer.AnswerMove,
+                    request_deserializer=stoker_dot_v1_dot_fleet__pb2.AnswerMoveRequest.FromString,
+                    response_serializer=stoker_dot_v1_dot_fleet__pb2.AnswerMoveResponse.SerializeToString,
             ),
             'ListNodes': grpc.unary_unary_rpc_method_handler(
                     servicer.ListNodes,
@@ -342,6 +378,60 @@ class Fleet:
             '/stoker.v1.Fleet/Explain',
             stoker_dot_v1_dot_fleet__pb2.ExplainRequest.SerializeToString,
             stoker_dot_v1_dot_fleet__pb2.ExplainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Rebalance(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stoker.v1.Fleet/Rebalance',
+            stoker_dot_v1_dot_fleet__pb2.RebalanceRequest.SerializeToString,
+            stoker_dot_v1_dot_fleet__pb2.RebalanceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AnswerMove(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stoker.v1.Fleet/AnswerMove',
+            stoker_dot_v1_dot_fleet__pb2.AnswerMoveRequest.SerializeToString,
+            stoker_dot_v1_dot_fleet__pb2.AnswerMoveResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -48,7 +48,15 @@ class FleetStub:
     Releasing what has ended succeeds and changes nothing.
     """
     Explain: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.ExplainRequest, _fleet_pb2.ExplainResponse]
-    """Why a waiting allocation waits, or why a request could not be placed now; places nothing."""
+    """Why a waiting allocation waits, or why a request could not be placed now, and the smallest change that would help;
+    places nothing. With `what_if` as if the fleet were another.
+    """
+    Rebalance: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.RebalanceRequest, _fleet_pb2.RebalanceResponse]
+    """Which allocations could move, where, and what that would gain; with `apply` their holders are asked to."""
+    AnswerMove: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.AnswerMoveRequest, _fleet_pb2.AnswerMoveResponse]
+    """The holder of an allocation answers an offer to move. Accepted, the new place is granted as an allocation of its own;
+    the holder moves over and releases the old one.
+    """
     ListNodes: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.ListNodesRequest, _fleet_pb2.ListNodesResponse]
     """Every node that the ledger knows, with what it reported last."""
     ListAllocations: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.ListAllocationsRequest, _fleet_pb2.ListAllocationsResponse]
@@ -81,7 +89,15 @@ class FleetAsyncStub(FleetStub):
     Releasing what has ended succeeds and changes nothing.
     """
     Explain: _aio.UnaryUnaryMultiCallable[_fleet_pb2.ExplainRequest, _fleet_pb2.ExplainResponse]  # type: ignore[assignment]
-    """Why a waiting allocation waits, or why a request could not be placed now; places nothing."""
+    """Why a waiting allocation waits, or why a request could not be placed now, and the smallest change that would help;
+    places nothing. With `what_if` as if the fleet were another.
+    """
+    Rebalance: _aio.UnaryUnaryMultiCallable[_fleet_pb2.RebalanceRequest, _fleet_pb2.RebalanceResponse]  # type: ignore[assignment]
+    """Which allocations could move, where, and what that would gain; with `apply` their holders are asked to."""
+    AnswerMove: _aio.UnaryUnaryMultiCallable[_fleet_pb2.AnswerMoveRequest, _fleet_pb2.AnswerMoveResponse]  # type: ignore[assignment]
+    """The holder of an allocation answers an offer to move. Accepted, the new place is granted as an allocation of its own;
+    the holder moves over and releases the old one.
+    """
     ListNodes: _aio.UnaryUnaryMultiCallable[_fleet_pb2.ListNodesRequest, _fleet_pb2.ListNodesResponse]  # type: ignore[assignment]
     """Every node that the ledger knows, with what it reported last."""
     ListAllocations: _aio.UnaryUnaryMultiCallable[_fleet_pb2.ListAllocationsRequest, _fleet_pb2.ListAllocationsResponse]  # type: ignore[assignment]
@@ -135,7 +151,27 @@ class FleetServicer(metaclass=_abc_1.ABCMeta):
         request: _fleet_pb2.ExplainRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_fleet_pb2.ExplainResponse, _abc.Awaitable[_fleet_pb2.ExplainResponse]]:
-        """Why a waiting allocation waits, or why a request could not be placed now; places nothing."""
+        """Why a waiting allocation waits, or why a request could not be placed now, and the smallest change that would help;
+        places nothing. With `what_if` as if the fleet were another.
+        """
+
+    @_abc_1.abstractmethod
+    def Rebalance(
+        self,
+        request: _fleet_pb2.RebalanceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fleet_pb2.RebalanceResponse, _abc.Awaitable[_fleet_pb2.RebalanceResponse]]:
+        """Which allocations could move, where, and what that would gain; with `apply` their holders are asked to."""
+
+    @_abc_1.abstractmethod
+    def AnswerMove(
+        self,
+        request: _fleet_pb2.AnswerMoveRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fleet_pb2.AnswerMoveResponse, _abc.Awaitable[_fleet_pb2.AnswerMoveResponse]]:
+        """The holder of an allocation answers an offer to move. Accepted, the new place is granted as an allocation of its own;
+        the holder moves over and releases the old one.
+        """
 
     @_abc_1.abstractmethod
     def ListNodes(

@@ -25,6 +25,30 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _GpuTopology:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _GpuTopologyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_GpuTopology.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    GPU_TOPOLOGY_UNSPECIFIED: _GpuTopology.ValueType  # 0
+    """It does not matter."""
+    GPU_TOPOLOGY_NUMA: _GpuTopology.ValueType  # 1
+    """All on one NUMA node of the host."""
+    GPU_TOPOLOGY_NVLINK: _GpuTopology.ValueType  # 2
+    """Each linked to each by NVLink, directly or through NVSwitches."""
+
+class GpuTopology(_GpuTopology, metaclass=_GpuTopologyEnumTypeWrapper):
+    """How the GPUs of an allocation lie to each other on their node."""
+
+GPU_TOPOLOGY_UNSPECIFIED: GpuTopology.ValueType  # 0
+"""It does not matter."""
+GPU_TOPOLOGY_NUMA: GpuTopology.ValueType  # 1
+"""All on one NUMA node of the host."""
+GPU_TOPOLOGY_NVLINK: GpuTopology.ValueType  # 2
+"""Each linked to each by NVLink, directly or through NVSwitches."""
+Global___GpuTopology: _TypeAlias = GpuTopology  # noqa: Y015
+
 class _AllocationState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -131,8 +155,9 @@ Global___RepairAction: _TypeAlias = RepairAction  # noqa: Y015
 
 @_typing.final
 class Request(_message.Message):
-    """What a client asks for. Whole GPUs (`gpus`, exclusive, all on one node) or a share of one GPU
-    (`memory_bytes`), with the constraints that a placement must keep.
+    """What a client asks for: whole GPUs (`gpus`), a share of one GPU (`memory_bytes` and/or `compute_milli`), or a MIG
+    device (`mig_profile`), with the constraints that a placement must keep and the preferences that it should.
+    A constraint that is empty or absent leaves the choice open.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -157,37 +182,125 @@ class Request(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class NodeLabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     GPUS_FIELD_NUMBER: _builtins.int
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     HOLDER_FIELD_NUMBER: _builtins.int
     TTL_SECONDS_FIELD_NUMBER: _builtins.int
-    MODEL_FIELD_NUMBER: _builtins.int
+    MODELS_FIELD_NUMBER: _builtins.int
     POOL_FIELD_NUMBER: _builtins.int
     NODE_FIELD_NUMBER: _builtins.int
     HOST_BOOT_ID_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
+    NODES_FIELD_NUMBER: _builtins.int
+    COMPUTE_MILLI_FIELD_NUMBER: _builtins.int
+    MIG_PROFILE_FIELD_NUMBER: _builtins.int
+    CPU_MILLI_FIELD_NUMBER: _builtins.int
+    HOST_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    GPU_MEMORY_MIN_BYTES_FIELD_NUMBER: _builtins.int
+    COMPUTE_CAPABILITY_MIN_FIELD_NUMBER: _builtins.int
+    DRIVER_VERSION_MIN_FIELD_NUMBER: _builtins.int
+    NODE_LABELS_FIELD_NUMBER: _builtins.int
+    GPU_TOPOLOGY_FIELD_NUMBER: _builtins.int
+    GPU_TOPOLOGY_REQUIRED_FIELD_NUMBER: _builtins.int
+    SAME_LABEL_FIELD_NUMBER: _builtins.int
+    SAME_LABEL_REQUIRED_FIELD_NUMBER: _builtins.int
+    SERVICE_FIELD_NUMBER: _builtins.int
+    ANTI_AFFINITY_FIELD_NUMBER: _builtins.int
+    SPREAD_FIELD_NUMBER: _builtins.int
+    NEAR_SERVICE_FIELD_NUMBER: _builtins.int
+    PREFERRED_GPU_UUID_FIELD_NUMBER: _builtins.int
+    DURATION_SECONDS_FIELD_NUMBER: _builtins.int
+    MOVABLE_FIELD_NUMBER: _builtins.int
     gpus: _builtins.int
-    """Whole GPUs, all on one node, all or nothing; with `memory_bytes` it must be 0 or 1. 1 to 1024."""
+    """Whole GPUs, exclusive, all on one node; of a gang on each of its nodes. With a share or a MIG device it must be 0
+    or 1. 1 to 1024.
+    """
     memory_bytes: _builtins.int
-    """A share of one GPU: so many bytes of its memory, beside other shares. Absent: whole GPUs."""
+    """A share of one GPU: so many bytes of its memory, beside other shares. With `mig_profile`: a MIG device with at least
+    so many.
+    """
     holder: _builtins.str
     """Who asks, in the words of the caller: a user, a service, a CI job. Required, at most 256 bytes."""
     ttl_seconds: _builtins.float
     """How long the allocation lives without a keep-alive, in seconds: 1 to 31,536,000."""
-    model: _builtins.str
-    """Only GPUs of this model, such as "H100-80GB" or the driver's own name; empty: any."""
     pool: _builtins.str
-    """Only nodes of this pool; empty: any."""
+    """Only nodes of this pool."""
     node: _builtins.str
-    """Only this node; empty: any."""
+    """Only this node."""
     host_boot_id: _builtins.str
-    """Only nodes that run under this kernel boot (the caller's own host); empty: any."""
+    """Only nodes that run under this kernel boot (the caller's own host)."""
     priority: _builtins.int
     """Higher goes first among those that wait; equal priorities go in order of arrival. -1,000,000 to 1,000,000."""
+    nodes: _builtins.int
+    """A gang: `gpus` on each of so many nodes, all or nothing. 0 means 1; at most 1,024."""
+    compute_milli: _builtins.int
+    """A share of one GPU's compute in thousandths, 1 to 1000; without `memory_bytes` it takes the same part of the memory."""
+    mig_profile: _builtins.str
+    """A MIG device of this profile, such as "1g.10gb"; "any": the smallest with at least `memory_bytes`."""
+    cpu_milli: _builtins.int
+    """Thousandths of a CPU core on each node."""
+    host_memory_bytes: _builtins.int
+    """Bytes of the host's memory on each node."""
+    gpu_memory_min_bytes: _builtins.int
+    """Only GPUs with at least so much memory in all."""
+    compute_capability_min: _builtins.str
+    """Only GPUs of at least this compute capability, such as "8.0"."""
+    driver_version_min: _builtins.str
+    """Only nodes with at least this NVIDIA driver, such as "570" or "570.124.06"."""
+    gpu_topology: Global___GpuTopology.ValueType
+    """How the GPUs of one node shall lie to each other."""
+    gpu_topology_required: _builtins.bool
+    """Whether nothing else than `gpu_topology` will do; otherwise it is preferred."""
+    same_label: _builtins.str
+    """Of a gang: a node label (such as "rack" or "zone") that all its nodes shall share the value of."""
+    same_label_required: _builtins.bool
+    """Whether nothing else than `same_label` will do; otherwise it is preferred."""
+    service: _builtins.str
+    """The service (or job) that the allocation is a replica of; what follows speaks of allocations by this name."""
+    anti_affinity: _builtins.str
+    """Never beside another of the same service: "gpu", "node", or a node label such as "rack"."""
+    spread: _builtins.str
+    """Preferred where fewest of the same service are: "gpu", "node", or a node label."""
+    near_service: _builtins.str
+    """Preferred on a node where this service is."""
+    preferred_gpu_uuid: _builtins.str
+    """Preferred GPU, by NVML's UUID."""
+    duration_seconds: _builtins.float
+    """How long it is expected to be held; absent: not known."""
+    movable: _builtins.bool
+    """Whether its holder agrees to be asked to move elsewhere."""
+    @_builtins.property
+    def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Only GPUs of one of these models, such as "H100-80GB" or the driver's own name; all of one allocation are of one."""
+
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Free text kept with the allocation; at most 64 entries of at most 63 + 256 bytes."""
+
+    @_builtins.property
+    def node_labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Only nodes with these labels."""
 
     def __init__(
         self,
@@ -196,19 +309,48 @@ class Request(_message.Message):
         memory_bytes: _builtins.int | None = ...,
         holder: _builtins.str = ...,
         ttl_seconds: _builtins.float = ...,
-        model: _builtins.str = ...,
+        models: _abc.Iterable[_builtins.str] | None = ...,
         pool: _builtins.str = ...,
         node: _builtins.str = ...,
         host_boot_id: _builtins.str = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         priority: _builtins.int = ...,
+        nodes: _builtins.int = ...,
+        compute_milli: _builtins.int | None = ...,
+        mig_profile: _builtins.str = ...,
+        cpu_milli: _builtins.int = ...,
+        host_memory_bytes: _builtins.int = ...,
+        gpu_memory_min_bytes: _builtins.int = ...,
+        compute_capability_min: _builtins.str = ...,
+        driver_version_min: _builtins.str = ...,
+        node_labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        gpu_topology: Global___GpuTopology.ValueType = ...,
+        gpu_topology_required: _builtins.bool = ...,
+        same_label: _builtins.str = ...,
+        same_label_required: _builtins.bool = ...,
+        service: _builtins.str = ...,
+        anti_affinity: _builtins.str = ...,
+        spread: _builtins.str = ...,
+        near_service: _builtins.str = ...,
+        preferred_gpu_uuid: _builtins.str = ...,
+        duration_seconds: _builtins.float | None = ...,
+        movable: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_memory_bytes", b"_memory_bytes", "memory_bytes", b"memory_bytes"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_compute_milli", b"_compute_milli", "_duration_seconds", b"_duration_seconds", "_memory_bytes", b"_memory_bytes", "compute_milli", b"compute_milli", "duration_seconds", b"duration_seconds", "memory_bytes", b"memory_bytes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_memory_bytes", b"_memory_bytes", "gpus", b"gpus", "holder", b"holder", "host_boot_id", b"host_boot_id", "labels", b"labels", "memory_bytes", b"memory_bytes", "model", b"model", "node", b"node", "pool", b"pool", "priority", b"priority", "ttl_seconds", b"ttl_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_compute_milli", b"_compute_milli", "_duration_seconds", b"_duration_seconds", "_memory_bytes", b"_memory_bytes", "anti_affinity", b"anti_affinity", "compute_capability_min", b"compute_capability_min", "compute_milli", b"compute_milli", "cpu_milli", b"cpu_milli", "driver_version_min", b"driver_version_min", "duration_seconds", b"duration_seconds", "gpu_memory_min_bytes", b"gpu_memory_min_bytes", "gpu_topology", b"gpu_topology", "gpu_topology_required", b"gpu_topology_required", "gpus", b"gpus", "holder", b"holder", "host_boot_id", b"host_boot_id", "host_memory_bytes", b"host_memory_bytes", "labels", b"labels", "memory_bytes", b"memory_bytes", "mig_profile", b"mig_profile", "models", b"models", "movable", b"movable", "near_service", b"near_service", "node", b"node", "node_labels", b"node_labels", "nodes", b"nodes", "pool", b"pool", "preferred_gpu_uuid", b"preferred_gpu_uuid", "priority", b"priority", "same_label", b"same_label", "same_label_required", b"same_label_required", "service", b"service", "spread", b"spread", "ttl_seconds", b"ttl_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__compute_milli: _TypeAlias = _typing.Literal["compute_milli"]  # noqa: Y015
+    _WhichOneofArgType__compute_milli: _TypeAlias = _typing.Literal["_compute_milli", b"_compute_milli"]  # noqa: Y015
+    _WhichOneofReturnType__duration_seconds: _TypeAlias = _typing.Literal["duration_seconds"]  # noqa: Y015
+    _WhichOneofArgType__duration_seconds: _TypeAlias = _typing.Literal["_duration_seconds", b"_duration_seconds"]  # noqa: Y015
     _WhichOneofReturnType__memory_bytes: _TypeAlias = _typing.Literal["memory_bytes"]  # noqa: Y015
     _WhichOneofArgType__memory_bytes: _TypeAlias = _typing.Literal["_memory_bytes", b"_memory_bytes"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__compute_milli) -> _WhichOneofReturnType__compute_milli | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__duration_seconds) -> _WhichOneofReturnType__duration_seconds | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_bytes) -> _WhichOneofReturnType__memory_bytes | None: ...
 
 Global___Request: _TypeAlias = Request  # noqa: Y015
@@ -224,6 +366,9 @@ class Device(_message.Message):
     INDEX_FIELD_NUMBER: _builtins.int
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     EXCLUSIVE_FIELD_NUMBER: _builtins.int
+    COMPUTE_MILLI_FIELD_NUMBER: _builtins.int
+    MIG_DEVICE_UUID_FIELD_NUMBER: _builtins.int
+    MIG_PROFILE_FIELD_NUMBER: _builtins.int
     uuid: _builtins.str
     """NVML's UUID, such as "GPU-8f1c..."."""
     model: _builtins.str
@@ -234,6 +379,12 @@ class Device(_message.Message):
     """Bytes of this GPU's memory that the allocation may use: its share, or all of it."""
     exclusive: _builtins.bool
     """Whether nobody else gets a part of this GPU meanwhile."""
+    compute_milli: _builtins.int
+    """Its share of the GPU's compute in thousandths; absent: none is promised, or all of it (exclusive)."""
+    mig_device_uuid: _builtins.str
+    """The MIG device; empty: the GPU itself."""
+    mig_profile: _builtins.str
+    """The MIG device's profile; empty: the GPU itself."""
     def __init__(
         self,
         *,
@@ -242,14 +393,77 @@ class Device(_message.Message):
         index: _builtins.int = ...,
         memory_bytes: _builtins.int = ...,
         exclusive: _builtins.bool = ...,
+        compute_milli: _builtins.int | None = ...,
+        mig_device_uuid: _builtins.str = ...,
+        mig_profile: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_compute_milli", b"_compute_milli", "compute_milli", b"compute_milli"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_compute_milli", b"_compute_milli", "compute_milli", b"compute_milli", "exclusive", b"exclusive", "index", b"index", "memory_bytes", b"memory_bytes", "mig_device_uuid", b"mig_device_uuid", "mig_profile", b"mig_profile", "model", b"model", "uuid", b"uuid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__compute_milli: _TypeAlias = _typing.Literal["compute_milli"]  # noqa: Y015
+    _WhichOneofArgType__compute_milli: _TypeAlias = _typing.Literal["_compute_milli", b"_compute_milli"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__compute_milli) -> _WhichOneofReturnType__compute_milli | None: ...
+
+Global___Device: _TypeAlias = Device  # noqa: Y015
+
+@_typing.final
+class Placement(_message.Message):
+    """What an allocation holds on one node."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class EnvEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    NODE_FIELD_NUMBER: _builtins.int
+    DEVICES_FIELD_NUMBER: _builtins.int
+    ENV_FIELD_NUMBER: _builtins.int
+    HELD_BY_NODE_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    """The node's name."""
+    held_by_node: _builtins.bool
+    """Whether the node has confirmed that it holds them."""
+    @_builtins.property
+    def devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___Device]:
+        """In PCI order."""
+
+    @_builtins.property
+    def env(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """The variables that make a CUDA process on this node see exactly these devices."""
+
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        devices: _abc.Iterable[Global___Device] | None = ...,
+        env: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        held_by_node: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["exclusive", b"exclusive", "index", b"index", "memory_bytes", b"memory_bytes", "model", b"model", "uuid", b"uuid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["devices", b"devices", "env", b"env", "held_by_node", b"held_by_node", "node", b"node"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Device: _TypeAlias = Device  # noqa: Y015
+Global___Placement: _TypeAlias = Placement  # noqa: Y015
 
 @_typing.final
 class Allocation(_message.Message):
@@ -291,12 +505,13 @@ class Allocation(_message.Message):
     QUEUE_POSITION_FIELD_NUMBER: _builtins.int
     RESOURCE_VERSION_FIELD_NUMBER: _builtins.int
     HELD_BY_NODE_FIELD_NUMBER: _builtins.int
+    PLACEMENTS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Given by the aggregator, such as "a-7k2m9q4xw1"."""
     state: Global___AllocationState.ValueType
     """Where it is in its life."""
     node: _builtins.str
-    """The node that hosts it; empty while waiting."""
+    """The node that hosts it, the first of a gang's; empty while waiting."""
     expires_at: _builtins.float
     """When it ends without a further keep-alive; absent while waiting and once ended."""
     requested_at: _builtins.float
@@ -312,18 +527,22 @@ class Allocation(_message.Message):
     resource_version: _builtins.int
     """The resource version of its last change."""
     held_by_node: _builtins.bool
-    """Whether the node has confirmed that it holds the allocation."""
+    """Whether its node, of a gang each of them, has confirmed that it holds the allocation."""
     @_builtins.property
     def devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___Device]:
-        """What it holds, in PCI order; empty while waiting."""
+        """What it holds on that node, in PCI order; empty while waiting."""
 
     @_builtins.property
     def env(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Environment variables that make a CUDA process see exactly these devices."""
+        """The variables that make a CUDA process on that node see exactly these devices."""
 
     @_builtins.property
     def request(self) -> Global___Request:
         """What was asked for."""
+
+    @_builtins.property
+    def placements(self) -> _containers.RepeatedCompositeFieldContainer[Global___Placement]:
+        """Of a gang all of its nodes, the first included; empty where one node hosts it."""
 
     def __init__(
         self,
@@ -342,10 +561,11 @@ class Allocation(_message.Message):
         queue_position: _builtins.int | None = ...,
         resource_version: _builtins.int = ...,
         held_by_node: _builtins.bool = ...,
+        placements: _abc.Iterable[Global___Placement] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_ended_at", b"_ended_at", "_expires_at", b"_expires_at", "_granted_at", b"_granted_at", "_queue_position", b"_queue_position", "ended_at", b"ended_at", "expires_at", b"expires_at", "granted_at", b"granted_at", "queue_position", b"queue_position", "request", b"request"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ended_at", b"_ended_at", "_expires_at", b"_expires_at", "_granted_at", b"_granted_at", "_queue_position", b"_queue_position", "devices", b"devices", "ended_at", b"ended_at", "ended_reason", b"ended_reason", "env", b"env", "expires_at", b"expires_at", "granted_at", b"granted_at", "held_by_node", b"held_by_node", "id", b"id", "node", b"node", "queue_position", b"queue_position", "request", b"request", "requested_at", b"requested_at", "resource_version", b"resource_version", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ended_at", b"_ended_at", "_expires_at", b"_expires_at", "_granted_at", b"_granted_at", "_queue_position", b"_queue_position", "devices", b"devices", "ended_at", b"ended_at", "ended_reason", b"ended_reason", "env", b"env", "expires_at", b"expires_at", "granted_at", b"granted_at", "held_by_node", b"held_by_node", "id", b"id", "node", b"node", "placements", b"placements", "queue_position", b"queue_position", "request", b"request", "requested_at", b"requested_at", "resource_version", b"resource_version", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__ended_at: _TypeAlias = _typing.Literal["ended_at"]  # noqa: Y015
     _WhichOneofArgType__ended_at: _TypeAlias = _typing.Literal["_ended_at", b"_ended_at"]  # noqa: Y015
@@ -454,6 +674,7 @@ class Process(_message.Message):
     STARTED_AT_FIELD_NUMBER: _builtins.int
     GPU_UUID_FIELD_NUMBER: _builtins.int
     OWNER_FIELD_NUMBER: _builtins.int
+    GPU_INSTANCE_ID_FIELD_NUMBER: _builtins.int
     pid: _builtins.int
     """The process id on the host."""
     user: _builtins.str
@@ -468,6 +689,8 @@ class Process(_message.Message):
     """When the process started, so that a reused PID is another process."""
     gpu_uuid: _builtins.str
     """The GPU that the context is on."""
+    gpu_instance_id: _builtins.int
+    """The MIG GPU instance that the context is on; absent: the whole GPU, or not told."""
     @_builtins.property
     def owner(self) -> Global___Owner:
         """What it is part of; absent: nothing is known of it."""
@@ -483,15 +706,20 @@ class Process(_message.Message):
         started_at: _builtins.float | None = ...,
         gpu_uuid: _builtins.str = ...,
         owner: Global___Owner | None = ...,
+        gpu_instance_id: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_memory_used_bytes", b"_memory_used_bytes", "_started_at", b"_started_at", "memory_used_bytes", b"memory_used_bytes", "owner", b"owner", "started_at", b"started_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_gpu_instance_id", b"_gpu_instance_id", "_memory_used_bytes", b"_memory_used_bytes", "_started_at", b"_started_at", "gpu_instance_id", b"gpu_instance_id", "memory_used_bytes", b"memory_used_bytes", "owner", b"owner", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_memory_used_bytes", b"_memory_used_bytes", "_started_at", b"_started_at", "allocation_id", b"allocation_id", "command", b"command", "gpu_uuid", b"gpu_uuid", "memory_used_bytes", b"memory_used_bytes", "owner", b"owner", "pid", b"pid", "started_at", b"started_at", "user", b"user"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gpu_instance_id", b"_gpu_instance_id", "_memory_used_bytes", b"_memory_used_bytes", "_started_at", b"_started_at", "allocation_id", b"allocation_id", "command", b"command", "gpu_instance_id", b"gpu_instance_id", "gpu_uuid", b"gpu_uuid", "memory_used_bytes", b"memory_used_bytes", "owner", b"owner", "pid", b"pid", "started_at", b"started_at", "user", b"user"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__gpu_instance_id: _TypeAlias = _typing.Literal["gpu_instance_id"]  # noqa: Y015
+    _WhichOneofArgType__gpu_instance_id: _TypeAlias = _typing.Literal["_gpu_instance_id", b"_gpu_instance_id"]  # noqa: Y015
     _WhichOneofReturnType__memory_used_bytes: _TypeAlias = _typing.Literal["memory_used_bytes"]  # noqa: Y015
     _WhichOneofArgType__memory_used_bytes: _TypeAlias = _typing.Literal["_memory_used_bytes", b"_memory_used_bytes"]  # noqa: Y015
     _WhichOneofReturnType__started_at: _TypeAlias = _typing.Literal["started_at"]  # noqa: Y015
     _WhichOneofArgType__started_at: _TypeAlias = _typing.Literal["_started_at", b"_started_at"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__gpu_instance_id) -> _WhichOneofReturnType__gpu_instance_id | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_used_bytes) -> _WhichOneofReturnType__memory_used_bytes | None: ...
     @_typing.overload

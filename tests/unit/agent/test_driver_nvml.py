@@ -126,6 +126,8 @@ def test_identity() -> None:
         power_limit_watts=700.0,
         mig_enabled=False,
         numa_node=0,
+        nvswitch_links=18,
+        nvlinks_active=18,
     )
     assert rig.inventory.gpus[3].numa_node == 1
     assert (rig.inventory.at, rig.inventory.simulated) == (5_000.0, True)

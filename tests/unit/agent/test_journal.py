@@ -88,6 +88,11 @@ records = st.one_of(
             st.text(),
             st.floats(allow_nan=False, allow_infinity=False),
             st.floats(allow_nan=False, allow_infinity=False),
+            mig_device_uuids=st.lists(st.text()).map(tuple),
+            compute_milli=st.none() | st.integers(1, 1000),
+            cpu_milli=st.integers(0, 2**63),
+            host_memory_bytes=st.integers(0, 2**63),
+            gang_nodes=st.integers(1, 1024),
         ),
     ),
 )
@@ -119,7 +124,7 @@ def test_the_fewest_records_add_up_to_the_same(first: list[Record], second: list
     assert short.after(second) == durable.after(second)
 
 
-# What an agent from before there were releases wrote.
+# What an agent from before there were releases, and holds of parts, wrote.
 OLD_JOURNAL = (
     b'{"crc32":"28ed5842","records":[{"record":"IncarnationBegun","incarnation":"life"},'
     b'{"record":"SequencesReserved","below":4001}]}\n'

@@ -21,6 +21,7 @@ from stoker.agent.simulated.scenario import (
 )
 
 NVML: Any = pynvml
+MIB = 2**20
 LIST = "nvmlDeviceGetMigDeviceHandleByIndex"
 NO_EVENTS = Missing(function="nvmlDeviceGetSupportedEventTypes")
 TWO = ScriptedMig(gpu=0, devices=("3g.40gb", "1g.10gb"))
@@ -45,6 +46,36 @@ def test_who_they_are_and_their_memory() -> None:
     total = large.facts[Fact.MEMORY_TOTAL_BYTES]
     assert 30 * 2**30 < total < reading.facts[Fact.MEMORY_TOTAL_BYTES]
     assert (reading.failures, whole.mig_devices) == ((), ())
+
+
+def test_the_inventory_names_them_as_readings_do() -> None:
+    rig = Rig(mig=(TWO,)).opened()
+    partitioned, whole, *_ = rig.inventory.gpus
+    large, small = partitioned.mig_devices
+    assert (large.profile, large.memory_total_bytes) == ("3g.40gb", 40448 * MIB)
+    assert (small.profile, small.memory_total_bytes) == ("1g.10gb", 9984 * MIB)
+    assert whole.mig_devices == ()
+    assert [(d.uuid, d.gpu_instance_id, d.compute_instance_id) for d in (large, small)] == [
+        (d.uuid, d.gpu_instance_id, d.compute_instance_id) for d in rig.sample()[0].mig_devices
+    ]
+
+
+def test_the_inventory_of_a_gpu_without_partitions_yet_has_none() -> None:
+    rig = Rig(mig=(ScriptedMig(gpu=0),)).opened()
+    assert (rig.inventory.gpus[0].mig_enabled, rig.inventory.gpus[0].mig_devices) == (True, ())
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fail(gpu=0, function="nvmlDeviceGetMemoryInfo_v2", error="UNKNOWN", after_calls=1),
+        Answer(gpu=0, function="nvmlDeviceGetMemoryInfo_v2", value={"total": 2**45}, after_calls=1),
+    ],
+)
+def test_a_device_that_does_not_tell_its_memory_has_what_it_was_made_of(fault: Any) -> None:
+    rig = Rig(fault, mig=(TWO,)).opened()  # the first call is about the whole GPU
+    found = [(d.profile, d.memory_total_bytes) for d in rig.inventory.gpus[0].mig_devices]
+    assert found == [("3g.40gb", 40448 * MIB), ("1g.10gb", 9984 * MIB)]
 
 
 def test_what_the_driver_does_not_know_of_a_partitioned_gpu_is_not_asked() -> None:

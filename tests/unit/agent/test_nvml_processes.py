@@ -142,3 +142,114 @@ def test_a_card_that_draws_nothing_has_no_graphics_users() -> None:
     second = Fail(function="nvmlDeviceGetGraphicsRunningProcesses_v2", error="NOT_SUPPORTED")
     told = Rig(fault, second).opened().driver.processes()
     assert (told.processes, told.failed_gpus) == ((), ())
+
+
+# Without privileges: the whole GPU's list is not told, that of each MIG device is ---------------
+
+LAYOUT = ScriptedMig(gpu=0, devices=("3g.40gb", "1c.2g.20gb", "1c.2g.20gb"))
+SMALLER = ScriptedMig(gpu=0, devices=("1g.10gb",))
+WORK = (
+    ScriptedProcess(gpu=0, pid=5_000_001, memory="8GiB", mig_device=0),
+    ScriptedProcess(gpu=0, pid=5_000_002, memory="4GiB", mig_device=1),
+)
+Listing = Callable[[Any], Sequence[Any]]
+
+
+def unprivileged(rig: Rig, listing: Callable[[Listing], Listing] = lambda ask: ask) -> Rig:
+    """Let lists of whole GPUs not be told; `listing` may change what is told of MIG devices."""
+    for function in (COMPUTE, GRAPHICS, MPS):
+        ask: Listing = getattr(rig.nvml, function)
+        of_part = listing(ask)
+
+        def asked(handle: Any, of_part: Listing = of_part) -> Sequence[Any]:
+            if handle in [rig.nvml.nvmlDeviceGetHandleByIndex(index) for index in range(4)]:
+                raise NVML.NVMLError(NVML.NVML_ERROR_NO_PERMISSION)
+            return of_part(handle)
+
+        setattr(rig.nvml, function, asked)
+    return rig.opened()
+
+
+def test_who_may_not_ask_the_gpu_asks_its_mig_devices() -> None:
+    rig = unprivileged(Rig(mig=(LAYOUT,), processes=WORK))
+    rig.now += 1
+    told = rig.driver.processes()
+    large, left, right = rig.inventory.gpus[0].mig_devices
+    assert large.gpu_instance_id != left.gpu_instance_id == right.gpu_instance_id
+    gpu = rig.nvml.uuids[0]
+    assert sorted(told.processes, key=lambda each: each.pid) == [
+        ProcessReading(gpu, 5_000_001, "compute", 8 * GIB, None, large.gpu_instance_id),
+        ProcessReading(gpu, 5_000_002, "compute", 4 * GIB, None, left.gpu_instance_id),
+    ]
+    # Whole GPUs have nobody else to ask.
+    assert [(each.index, each.error_kind) for each in told.failed_gpus] == [
+        (index, "no_permission") for index in (1, 2, 3)
+    ]
+
+
+def test_a_gpu_without_mig_devices_yet_has_no_users() -> None:
+    told = unprivileged(Rig(mig=(ScriptedMig(gpu=0),))).driver.processes()
+    assert told.processes == ()
+    assert [each.index for each in told.failed_gpus] == [1, 2, 3]
+
+
+def test_a_process_in_several_parts_is_told_once() -> None:
+    def everywhere(ask: Listing) -> Listing:
+        return lambda handle: [entry(7, 5)]
+
+    rig = unprivileged(Rig(mig=(LAYOUT,)), everywhere)
+    (process,) = rig.driver.processes().processes
+    # Two GPU instances; the second has two compute instances, which share its memory.
+    assert (process.pid, process.memory_used_bytes, process.gpu_instance_id) == (7, 10, None)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        ("GPU_IS_LOST", "inventory_changed"),
+        ("INVALID_ARGUMENT", "inventory_changed"),
+        ("NO_PERMISSION", "no_permission"),
+    ],
+)
+def test_a_part_that_does_not_tell_leaves_its_gpu_unknown_and_not_lost(
+    error: str, kind: str
+) -> None:
+    def failing(ask: Listing) -> Listing:
+        def asked(handle: Any) -> Sequence[Any]:
+            raise NVML.NVMLError(getattr(NVML, f"NVML_ERROR_{error}"))
+
+        return asked
+
+    rig = unprivileged(Rig(mig=(LAYOUT,)), failing)
+    first, *others = rig.driver.processes().failed_gpus
+    assert (first.index, first.error_kind, len(others)) == (0, kind, 3)
+    assert not rig.driver.sample()[0].is_lost
+
+
+@pytest.mark.parametrize("function", [COMPUTE, GRAPHICS], ids=["amid the lists", "after them"])
+def test_parts_that_change_meanwhile_leave_their_gpu_unknown(function: str) -> None:
+    rig = Rig(mig=(ScriptedMig(gpu=0, devices=("3g.40gb",)),))
+    last: Listing = getattr(rig.nvml, function)
+
+    def changing(ask: Listing) -> Listing:
+        def asked(handle: Any) -> Sequence[Any]:
+            listed = ask(handle)
+            if ask == last:
+                rig.play(mig=(SMALLER,))
+            return listed
+
+        return asked
+
+    unprivileged(rig, changing)
+    (first, *_) = rig.driver.processes().failed_gpus
+    assert (first.index, first.error_kind) == (0, "inventory_changed")
+    assert not rig.sample()[0].is_lost
+    told = rig.driver.processes()
+    assert [each.index for each in told.failed_gpus] == [1, 2, 3]
+
+
+def test_parts_that_could_not_all_be_listed_leave_their_gpu_unknown() -> None:
+    fault = Fail(function="nvmlDeviceGetMaxMigDeviceCount", error="UNKNOWN")
+    rig = unprivileged(Rig(fault, mig=(LAYOUT,)))
+    (first, *_) = rig.driver.processes().failed_gpus
+    assert (first.index, first.error_kind) == (0, "unknown")

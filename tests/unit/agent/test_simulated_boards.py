@@ -81,6 +81,16 @@ TABLE: list[tuple[str, tuple[Any, ...], tuple[Any, ...]]] = [
         (12,),
         ("INVALID_ARGUMENT", "INVALID_ARGUMENT", 1, 1, 1, NOT_SUPPORTED, NOT_SUPPORTED),
     ),
+    (
+        "nvmlDeviceGetNvLinkRemoteDeviceType",
+        (0,),
+        (*(NVML.NVML_NVLINK_DEVICE_TYPE_SWITCH,) * 5, NOT_SUPPORTED, NOT_SUPPORTED),
+    ),
+    (
+        "nvmlDeviceGetNvLinkRemoteDeviceType",
+        (18,),
+        (*("INVALID_ARGUMENT",) * 5, *(NOT_SUPPORTED,) * 2),
+    ),
     ("nvmlDeviceGetNvLinkVersion", (0,), (4, 4, 6, 6, 7, NOT_SUPPORTED, NOT_SUPPORTED)),
     (
         "nvmlDeviceGetNvLinkErrorCounter",
@@ -110,6 +120,18 @@ def test_an_idle_board(function: str, arguments: tuple[Any, ...], answers: tuple
 
 def test_the_table_names_every_board() -> None:
     assert set(BOARDS) == MODELS.keys()
+
+
+def test_links_lead_to_the_switches_of_the_board_and_to_no_gpu() -> None:
+    nvml = node(World(), 8)
+    gpus = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(8)]
+    remote = {
+        nvml.nvmlDeviceGetNvLinkRemotePciInfo(gpu, link).busId for gpu in gpus for link in range(18)
+    }
+    assert remote == {f"00000000:{bus:02X}:00.0" for bus in (5, 6, 7, 8)}
+    assert not remote & {nvml.nvmlDeviceGetPciInfo(gpu).busId for gpu in gpus}
+    with refused("INVALID_ARGUMENT"):
+        nvml.nvmlDeviceGetNvLinkRemotePciInfo(gpus[0], 18)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ def test_a_process_is_what_the_driver_and_proc_tell() -> None:
         "GPU-0", 42, "ann", "python3 train.py", 2**30, 12.5, "a"
     )
     assert see(reading, ProcessFacts(42, "train")).user == ""
+    assert see(replace(reading, gpu_instance_id=9), facts).gpu_instance_id == 9
 
 
 async def test_what_is_raised_in_a_thread_is_raised_where_it_is_awaited() -> None:

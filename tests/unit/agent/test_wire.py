@@ -15,6 +15,7 @@ from stoker.agent.model import (
     Hello,
     Hold,
     HoldRefusal,
+    Host,
     NodeIdentity,
     NumberedGpu,
     NumberedInventory,
@@ -22,7 +23,13 @@ from stoker.agent.model import (
     ProcessSeen,
     ProcessTable,
 )
-from stoker.agent.readings import GpuFault, GpuIdentity, GpuSample
+from stoker.agent.readings import (
+    GpuFault,
+    GpuIdentity,
+    GpuSample,
+    MigDeviceIdentity,
+    NvlinkPeer,
+)
 from stoker.agent.wire import (
     Ack,
     MalformedMessage,
@@ -48,9 +55,21 @@ FULL_GPU = GpuIdentity(
     compute_capability="7.5",
     power_limit_watts=70.0,
     mig_enabled=False,
+    numa_node=0,
+    nvlink_peers=(NvlinkPeer("GPU-0", 4),),
+    nvswitch_links=8,
+    mig_devices=(
+        MigDeviceIdentity("MIG-1", "1g.10gb", 2**33, 9, 0),
+        MigDeviceIdentity("MIG-2", "1c.2g.20gb", 2**34, 3, 1),
+    ),
 )
 BARE_GPU = GpuIdentity(index=0, uuid="GPU-0", model="Tesla T4", memory_total_bytes=2**34)
-INVENTORY = NumberedInventory("580.1", "13.0", (NumberedGpu(7, FULL_GPU), NumberedGpu(3, BARE_GPU)))
+INVENTORY = NumberedInventory(
+    "580.1",
+    "13.0",
+    (NumberedGpu(7, FULL_GPU), NumberedGpu(3, BARE_GPU)),
+    host=Host(192_000, 2**41),
+)
 
 
 def crossed(message: agent_pb2.AgentMessage) -> agent_pb2.AgentMessage:
@@ -88,11 +107,30 @@ def test_hello() -> None:
                     minor_number=0,
                     vbios_version="90.04",
                     mig_enabled=False,
+                    numa_node=0,
+                    nvlink_peers=[agent_pb2.NvlinkPeer(number=3, links=4)],
+                    nvswitch_links=8,
+                    mig_devices=[
+                        agent_pb2.MigDevice(
+                            uuid="MIG-1",
+                            profile="1g.10gb",
+                            memory_total_bytes=2**33,
+                            gpu_instance_id=9,
+                        ),
+                        agent_pb2.MigDevice(
+                            uuid="MIG-2",
+                            profile="1c.2g.20gb",
+                            memory_total_bytes=2**34,
+                            gpu_instance_id=3,
+                            compute_instance_id=1,
+                        ),
+                    ],
                 ),
                 agent_pb2.Gpu(
                     number=3, uuid="GPU-0", model="Tesla T4", memory_total_bytes=2**34, index=0
                 ),
             ],
+            host=agent_pb2.Host(cpu_milli=192_000, memory_bytes=2**41),
         ),
         held=agent_pb2.Held(
             allocations=[
@@ -117,8 +155,53 @@ def test_hello() -> None:
         monotonic_seconds=5.25,
     )
     bare = hello.hello.inventory.gpus[1]
-    assert not any(bare.HasField(f) for f in ("power_limit_watts", "minor_number", "mig_enabled"))
-    assert hello.hello.inventory.gpus[0].HasField("minor_number")
+    optional = ("power_limit_watts", "minor_number", "mig_enabled", "numa_node")
+    assert not any(bare.HasField(f) for f in optional)  # type: ignore[arg-type]
+    assert all(hello.hello.inventory.gpus[0].HasField(f) for f in optional)  # type: ignore[arg-type]
+
+
+def test_a_host_that_is_not_known_is_absent_and_a_peer_that_is_not_there_is_left_out() -> None:
+    inventory = replace(INVENTORY, gpus=INVENTORY.gpus[:1], host=None)
+    message = crossed(frame_message(Frame(1, 100.0, 0.0, inventory=inventory))).frame.inventory
+    assert not message.HasField("host")
+    assert list(message.gpus[0].nvlink_peers) == []
+
+
+def test_what_is_held_of_parts_is_told() -> None:
+    part = replace(
+        SHARE,
+        mig_device_uuids=("MIG-1",),
+        compute_milli=142,
+        cpu_milli=8000,
+        host_memory_bytes=2**35,
+        gang_nodes=2,
+    )
+    message = crossed(frame_message(Frame(1, 100.0, 0.0, held=(part, WHOLE)))).frame.held
+    assert message.allocations[0] == agent_pb2.HeldAllocation(
+        id="a",
+        gpu_uuids=["GPU-0"],
+        memory_bytes=2**30,
+        holder="ann",
+        ttl_seconds=600.0,
+        held_since=12.5,
+        mig_device_uuids=["MIG-1"],
+        compute_milli=142,
+        cpu_milli=8000,
+        host_memory_bytes=2**35,
+        gang_nodes=2,
+    )
+    told = {field.name for field, _ in message.allocations[1].ListFields()}
+    assert told == {"id", "gpu_uuids", "holder", "ttl_seconds", "held_since"}
+
+
+@pytest.mark.parametrize("instance", [None, 0, 9])
+def test_a_process_tells_its_gpu_instance_where_it_has_one(instance: int | None) -> None:
+    process = ProcessSeen("GPU-1", 42, gpu_instance_id=instance)
+    table = ProcessTable(98.0, (AttributedProcess(process, ""),), ())
+    (told,) = crossed(
+        frame_message(Frame(1, 100.0, 0.0, processes=table))
+    ).frame.processes.processes
+    assert (told.gpu_instance_id if told.HasField("gpu_instance_id") else None) == instance
 
 
 def test_a_hello_without_inventory_has_none() -> None:
@@ -275,6 +358,25 @@ def test_what_the_aggregator_says() -> None:
     assert hold(holder="ann", held_since=5.0) == Order(3, Hold(whole))
     share = HeldAllocation("a", ("GPU-0",), 2**30, "", 60.0, 0.0)
     assert hold(memory_bytes=2**30) == Order(3, Hold(share))
+    part = replace(
+        whole,
+        holder="",
+        held_since=0.0,
+        mig_device_uuids=("MIG-1",),
+        compute_milli=142,
+        cpu_milli=8000,
+        host_memory_bytes=2**35,
+        gang_nodes=3,
+    )
+    assert hold(
+        mig_device_uuids=["MIG-1"],
+        compute_milli=142,
+        cpu_milli=8000,
+        host_memory_bytes=2**35,
+        gang_nodes=3,
+    ) == Order(3, Hold(part))
+    for nodes in (0, 1):  # both mean that there is no gang
+        assert hold(memory_bytes=2**30, gang_nodes=nodes) == Order(3, Hold(share))
 
 
 @pytest.mark.parametrize(
@@ -285,6 +387,8 @@ def test_what_the_aggregator_says() -> None:
         (lambda: hold(id=""), "command 3: an allocation id of 0 characters"),
         (lambda: hold(id="x" * 129), "command 3: an allocation id of 129 characters"),
         (lambda: hold(memory_bytes=0), "command 3: a share of 0 bytes"),
+        (lambda: hold(compute_milli=0), "command 3: 0 thousandths of a GPU's compute"),
+        (lambda: hold(compute_milli=1001), "command 3: 1001 thousandths of a GPU's compute"),
         (lambda: hold(ttl_seconds=-1.0), "command 3: a TTL of -1.0 seconds"),
         (lambda: hold(ttl_seconds=math.nan), "command 3: a TTL of nan seconds"),
         (lambda: command(drop=agent_pb2.Drop()), "command 3: an allocation id of 0 characters"),

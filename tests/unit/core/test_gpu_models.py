@@ -92,6 +92,8 @@ def test_a_model_is_believable(model: GpuModel) -> None:
     assert model.bar1_bytes & (model.bar1_bytes - 1) == 0
     assert model.pcie_generation in (3, 4, 5)
     assert (model.nvlink_count > 0) == (model.nvlink_bytes_per_second > 0)
+    assert 4 <= model.host_cpus <= 32
+    assert model.memory_total_bytes < model.host_memory_bytes <= 512 * 2**30
 
 
 @pytest.mark.parametrize(

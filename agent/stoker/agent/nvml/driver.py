@@ -40,6 +40,7 @@ from stoker.agent.driver import (
 from stoker.agent.facts import Rate
 from stoker.agent.nvml.gpm import GpmMetrics
 from stoker.agent.nvml.gpu import NvmlGpu
+from stoker.agent.nvml.links import with_peers
 from stoker.agent.nvml.processes import ProcessNames
 from stoker.agent.nvml.session import NO_GPU, Device, Session, if_told
 from stoker.agent.nvml.table import NvmlTable
@@ -169,7 +170,7 @@ class NvmlDriver:
                 if_told(session, None, "nvmlSystemGetCudaDriverVersion")
             ),
             simulated=self._simulated,
-            gpus=tuple(gpu.identity for gpu in self._gpus),
+            gpus=with_peers([(gpu.identity, gpu.links) for gpu in self._gpus]),
             missing=tuple(missing),
         )
 
@@ -197,9 +198,7 @@ class NvmlDriver:
         failed: list[GpuFault] = []
         for gpu in self._gpus:
             try:
-                if gpu.lost:
-                    raise gpu.lost
-                users.extend(gpu.processes.read(gpu.uuid, self._names))
+                users.extend(gpu.read_processes(self._names))
             except DriverUnavailable:
                 raise
             except DriverError as error:

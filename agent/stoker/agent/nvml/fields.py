@@ -147,7 +147,7 @@ def fields_at(rate: Rate, release: Release | None) -> Iterator[Field]:
 def link_fields(links: int) -> Iterator[Field | Question]:
     """Give what is asked about so many links: fields, and questions where there is none."""
     for link in range(links):
-        yield _of_link(link, 165, Fact.NVLINK_UP, link_is_up, otherwise=link_state(link))
+        yield link_state_field(link)
         yield _of_link(*(link, 164, Fact.NVLINK_BANDWIDTH_BYTES_PER_SECOND, megabytes_per_second))
         for fact, number, older, counter in _ERROR_FIELDS:
             before = _older(link, older, fact, count, link_errors(fact, link, counter))
@@ -158,6 +158,11 @@ def link_fields(links: int) -> Iterator[Field | Question]:
             (Fact.NVLINK_RECEIVE_BYTES, 139, 204),
         ):
             yield _of_link(link, number, fact, kibibytes, _of_link(link, newer, fact, count))
+
+
+def link_state_field(link: int) -> Field:
+    """Return what is asked about the state of a link."""
+    return _of_link(link, 165, Fact.NVLINK_UP, link_is_up, otherwise=link_state(link))
 
 
 def _of_link(

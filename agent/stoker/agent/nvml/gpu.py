@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from stoker.agent.driver import (
@@ -10,31 +11,29 @@ from stoker.agent.driver import (
     GpuLost,
     GpuUnavailable,
     InventoryChanged,
+    NoPermission,
     NotAvailable,
+    NotFound,
 )
 from stoker.agent.facts import Fact, Rate
 from stoker.agent.nvml.events import Events
 from stoker.agent.nvml.facts import MEMORY, QUESTIONS, Question, Told, fan_questions
-from stoker.agent.nvml.fields import NVLINK_LINK_COUNT, Field, fields_at, link_fields, value_of
+from stoker.agent.nvml.fields import Field, fields_at, link_fields
 from stoker.agent.nvml.gpm import Gpm, GpmMetrics
+from stoker.agent.nvml.links import follow_links, read_bus_id
 from stoker.agent.nvml.mig import MigDevices, ask_mig_mode
-from stoker.agent.nvml.plan import FIELD_VALUES, FieldBatch, Plan
-from stoker.agent.nvml.processes import ProcessLists
+from stoker.agent.nvml.plan import FieldBatch, Plan
+from stoker.agent.nvml.processes import ProcessLists, ProcessNames
 from stoker.agent.nvml.samples import SampleRings
-from stoker.agent.nvml.session import Device, Prepared, Session, if_told
-from stoker.agent.nvml.table import (
-    AFFINITY_SCOPE_NODE,
-    FIELD_VALUE,
-    NVLINK_MAX_LINKS,
-    Code,
-    Handle,
-)
+from stoker.agent.nvml.session import Device, InvalidArgument, Prepared, Session, if_told
+from stoker.agent.nvml.table import AFFINITY_SCOPE_NODE
 from stoker.agent.nvml.units import Release, as_text, only_node, watts
 from stoker.agent.readings import (
     WHOLE_GPU,
     GpuIdentity,
     GpuReading,
     MigDeviceReading,
+    ProcessReading,
     ReadFailure,
     XidSeen,
 )
@@ -62,13 +61,14 @@ class NvmlGpu:
         self._session, self._xids, self._now = session, xids, now
         self._release = release
         self.identity = self._identify()
+        self.links = follow_links(session, device)
         mig_enabled = self.identity.mig_enabled is True
-        self.processes = ProcessLists(session, device, mig_enabled=mig_enabled)
+        self._processes = ProcessLists(session, device, mig_enabled=mig_enabled)
         self._plans = {
             Rate.FAST: self._plan(Rate.FAST, (), ()),
             Rate.SLOW: self._plan(
                 Rate.SLOW,
-                tuple(link_fields(self._count_links())),
+                tuple(link_fields(self.links.count)),
                 fan_questions(self._count_fans()),
             ),
         }
@@ -81,6 +81,7 @@ class NvmlGpu:
             if mig_enabled:
                 most = self.identity.memory_total_bytes
                 self._mig = MigDevices(session, device, self._gpm, memory_max_bytes=most)
+                self.identity = replace(self.identity, mig_devices=self._mig.identities)
         except DriverError:
             self.close()
             raise
@@ -124,6 +125,24 @@ class NvmlGpu:
             failures=tuple(told.failures.values()),
         )
 
+    def read_processes(self, names: ProcessNames) -> Sequence[ProcessReading]:
+        """Return who uses it; raises DriverError.
+
+        What all MIG devices are used for is told to those with privileges only; others ask each.
+        """
+        if self.lost:
+            raise self.lost
+        try:
+            return self._processes.read(self.uuid, names)
+        except NoPermission:
+            if self._mig is None:
+                raise
+        try:
+            return self._read_parts(self._mig, names)
+        except (GpuUnavailable, NotFound, InvalidArgument) as error:
+            # So answers a MIG device that is no more; the GPU itself has answered just now.
+            raise InventoryChanged(error.what, gpu=self.uuid) from error
+
     def collect_last(self) -> None:
         """Collect events that nobody will be able to collect later; raises DriverUnavailable."""
         try:
@@ -146,6 +165,17 @@ class NvmlGpu:
         self._events.close()
         if self._gpm is not None:
             self._gpm.close()
+
+    def _read_parts(self, mig: MigDevices, names: ProcessNames) -> Sequence[ProcessReading]:
+        parts = mig.devices()
+        lists = [
+            (identity.gpu_instance_id, ProcessLists(self._session, device, mig_enabled=True))
+            for identity, device in parts
+        ]
+        found = ProcessLists.read_parts(self.uuid, lists, names)
+        if mig.devices() != parts:
+            raise InventoryChanged("its MIG devices changed meanwhile", gpu=self.uuid)
+        return found
 
     def _collect(self, told: Told, at: float) -> None:
         if not self._events.collect(told, at):
@@ -212,25 +242,6 @@ class NvmlGpu:
             return 1  # the first form of the function knows one fan, if any
         return fans if fans <= _FANS_MAX else 0
 
-    def _count_links(self) -> int:
-        """Return how many NVLinks it has, active or not."""
-        device = self.device
-        asked = [(NVLINK_LINK_COUNT, 0)]
-        values = self._if_told(FIELD_VALUES, asked)
-        if values is not None:
-            _, _, _, _, value_type, code, raw = FIELD_VALUE.unpack_from(values)
-            links = value_of(value_type, raw) if code == Code.SUCCESS else None
-            if links is not None and links <= NVLINK_MAX_LINKS:
-                return int(links)
-        for link in range(NVLINK_MAX_LINKS):
-            try:
-                self._session.ask(device, "nvmlDeviceGetNvLinkState", device.handle, link)
-            except (DriverUnavailable, GpuUnavailable):
-                raise
-            except DriverError:
-                return link
-        return NVLINK_MAX_LINKS
-
     def _identify(self) -> GpuIdentity:
         """Return what the GPU is; raises DriverError when model or memory is not told."""
         session, device = self._session, self.device
@@ -246,7 +257,7 @@ class NvmlGpu:
             uuid=self.uuid,
             model=model,
             memory_total_bytes=int(memory_total),
-            pci_bus_id=self._bus_id(),
+            pci_bus_id=read_bus_id(session, device, "nvmlDeviceGetPciInfo"),
             serial=as_text(self._if_told("nvmlDeviceGetSerial")),
             board_part_number=as_text(self._if_told("nvmlDeviceGetBoardPartNumber")),
             vbios_version=as_text(self._if_told("nvmlDeviceGetVbiosVersion")),
@@ -258,22 +269,6 @@ class NvmlGpu:
                 self._if_told("nvmlDeviceGetMemoryAffinity", _NUMA_NODE_WORDS, AFFINITY_SCOPE_NODE)
             ),
         )
-
-    def _bus_id(self) -> str | None:
-        ask = self._session.find("nvmlDeviceGetPciInfo")
-
-        # The struct decodes its text when that is read, so that belongs to the call.
-        def bus_id(handle: Handle) -> str | None:
-            return as_text(ask(handle).busId)
-
-        try:
-            return self._session.call(
-                self.device, "nvmlDeviceGetPciInfo", bus_id, self.device.handle
-            )
-        except (DriverUnavailable, GpuUnavailable):
-            raise
-        except DriverError:
-            return None
 
     def _if_told(self, function: str, *arguments: Any) -> Any:
         """Return the answer, or None when this one thing cannot be had."""

@@ -18,6 +18,7 @@ from stoker.agent.driver import (
     FactUnavailable,
     GpuUnavailable,
     InventoryChanged,
+    NotAvailable,
     NotFound,
     NotSupported,
 )
@@ -26,8 +27,8 @@ from stoker.agent.nvml.facts import MEMORY, Told
 from stoker.agent.nvml.gpm import Gpm
 from stoker.agent.nvml.session import Device, InvalidArgument, Prepared, Session
 from stoker.agent.nvml.table import DeviceAttributes
-from stoker.agent.nvml.units import as_text
-from stoker.agent.readings import MigDeviceReading
+from stoker.agent.nvml.units import MEBIBYTE, as_text
+from stoker.agent.readings import MigDeviceIdentity, MigDeviceReading
 
 _UUID: Final = "nvmlDeviceGetUUID"
 # A reading that finds a device stale begins once more, with the devices that are there now.
@@ -40,10 +41,7 @@ class _MigDevice:
     """A compute instance in a GPU instance, as the driver lists it."""
 
     device: Device
-    uuid: str
-    gpu_instance_id: int
-    compute_instance_id: int
-    profile: str
+    identity: MigDeviceIdentity
     memory: Prepared
 
 
@@ -90,6 +88,28 @@ class MigDevices:
         self._missing: DriverError | None = None  # why the list is not complete
         self._list()
 
+    @property
+    def identities(self) -> tuple[MigDeviceIdentity, ...]:
+        """Who they are, in the driver's order, as they were listed last."""
+        return tuple(each.identity for each in self._devices)
+
+    def devices(self) -> tuple[tuple[MigDeviceIdentity, Device], ...]:
+        """Return who they are, each with whom to ask, after a look that they are still the same.
+
+        Raises DriverError, also where they could not all be listed.
+        """
+        if self._is_stale:
+            self._list_anew()
+        if self._missing is not None:
+            raise self._missing
+        for mig in self._devices:
+            try:
+                self._check(mig)
+            except _Stale as error:
+                self.have_changed()
+                raise InventoryChanged("it is not there any more", gpu=mig.identity.uuid) from error
+        return tuple((mig.identity, mig.device) for mig in self._devices)
+
     def have_changed(self) -> None:
         """Let the next reading list the devices anew, and compare nothing with those before."""
         self._is_stale = True
@@ -129,28 +149,37 @@ class MigDevices:
         """Return the hardware counters of its GPU instance, which others may be a part of too."""
         if self._gpm is None:
             return None
-        instance = mig.gpu_instance_id
+        instance = mig.identity.gpu_instance_id
         if instance not in counted:
-            counted[instance] = Told(mig.uuid)
+            counted[instance] = Told(mig.identity.uuid)
             self._gpm.read(counted[instance], now, instance)
         return counted[instance]
 
     def _read(self, mig: _MigDevice, told: Told, counters: Told | None) -> MigDeviceReading:
         """Return what one tells; raises _Stale when it is not the one that was listed."""
-        own = Told(mig.uuid, self._memory_max_bytes)
+        identity = mig.identity
+        own = Told(identity.uuid, self._memory_max_bytes)
         with _going_stale():
             self._tell_memory(mig, own)
         if counters is not None:
             own.facts |= counters.facts
             own.failures |= counters.failures
-        with _going_stale():
-            if self._session.ask(mig.device, _UUID, mig.device.handle) != mig.uuid:
-                raise _Stale
+        self._check(mig)
         for failure in own.failures.values():
             told.failures.setdefault(failure.fact, failure)
         return MigDeviceReading(
-            mig.uuid, mig.gpu_instance_id, mig.compute_instance_id, mig.profile, own.facts
+            identity.uuid,
+            identity.gpu_instance_id,
+            identity.compute_instance_id,
+            identity.profile,
+            own.facts,
         )
+
+    def _check(self, mig: _MigDevice) -> None:
+        """Raise _Stale when the handle does not lead to the device any more that was listed."""
+        with _going_stale():
+            if self._session.ask(mig.device, _UUID, mig.device.handle) != mig.identity.uuid:
+                raise _Stale
 
     def _tell_memory(self, mig: _MigDevice, own: Told) -> None:
         try:
@@ -182,7 +211,7 @@ class MigDevices:
         except DriverError as error:
             self._missing = error
         if self._gpm is not None:
-            self._gpm.keep_only({each.gpu_instance_id for each in self._devices})
+            self._gpm.keep_only({each.identity.gpu_instance_id for each in self._devices})
 
     def _find(self, place: int) -> _MigDevice | None:
         """Return the device at this place of the list, or None when the place is empty."""
@@ -202,20 +231,44 @@ class MigDevices:
             if uuid is None:
                 raise NotFound("its UUID is empty", gpu=device.label)
             device.label = uuid
-            return _MigDevice(
-                device,
-                uuid,
-                asked("nvmlDeviceGetGpuInstanceId"),
-                asked("nvmlDeviceGetComputeInstanceId"),
-                self._profile(device),
-                Prepared(session, device, MEMORY),
+            memory = Prepared(session, device, MEMORY)
+            identity = MigDeviceIdentity(
+                uuid=uuid,
+                profile=self._profile(device),
+                memory_total_bytes=self._memory_total(device, memory),
+                gpu_instance_id=asked("nvmlDeviceGetGpuInstanceId"),
+                compute_instance_id=asked("nvmlDeviceGetComputeInstanceId"),
             )
+            return _MigDevice(device, identity, memory)
         except DriverUnavailable:
             raise
         except DriverError as error:
             # It went while it was asked who it is; the others are listed on.
             self._missing = error
             return None
+
+    def _memory_total(self, device: Device, memory: Prepared) -> int:
+        """Return how much its GPU instance has, as itself tells or as it was made."""
+        told = Told(device.label, self._memory_max_bytes)
+        try:
+            memory.question.tell(told, memory.answer())
+        except (DriverUnavailable, GpuUnavailable):
+            raise
+        except DriverError as error:
+            told.fail(Fact.MEMORY_TOTAL_BYTES, error)
+        total = told.facts.get(Fact.MEMORY_TOTAL_BYTES)
+        if total is not None:
+            return int(total)
+        mebibytes = self._ask_made_of(device).memorySizeMB
+        if mebibytes == 0:
+            raise NotAvailable("it has no memory", gpu=device.label)
+        return mebibytes * MEBIBYTE
+
+    def _ask_made_of(self, device: Device) -> DeviceAttributes:
+        made_of: DeviceAttributes = self._session.ask(
+            device, "nvmlDeviceGetAttributes", device.handle
+        )
+        return made_of
 
     def _profile(self, device: Device) -> str:
         """Return "1g.10gb" of "NVIDIA H100 80GB HBM3 MIG 1g.10gb", or make it of its parts."""
@@ -227,8 +280,7 @@ class MigDevices:
         _, is_there, profile = name.rpartition(" MIG ")
         if is_there and profile:
             return profile
-        made_of: DeviceAttributes = session.ask(device, "nvmlDeviceGetAttributes", device.handle)
-        return profile_of(made_of)
+        return profile_of(self._ask_made_of(device))
 
 
 def profile_of(made_of: DeviceAttributes) -> str:

@@ -1,6 +1,6 @@
 """Who uses a GPU: the driver's three lists of processes, each process told once."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from stoker.agent.driver import (
@@ -50,6 +50,14 @@ class _User:
         if instance != NOT_A_GPU_INSTANCE:
             self.instances.add(instance)
 
+    def plus(self, other: "_User") -> "_User":
+        """Return what two GPU instances tell of one process."""
+        both = _User(self.kind)
+        is_told = self.memory is not None and other.memory is not None
+        both.memory = (self.memory or 0) + (other.memory or 0) if is_told else None
+        both.instances = self.instances | other.instances
+        return both
+
 
 class ProcessLists:
     """The lists of one GPU that are there."""
@@ -63,8 +71,11 @@ class ProcessLists:
             (Prepared(session, gpu, _GRAPHICS), "graphics"),
         ]
 
-    def read(self, uuid: str, names: "ProcessNames") -> Iterable[ProcessReading]:
+    def read(self, uuid: str, names: "ProcessNames") -> Sequence[ProcessReading]:
         """Return one entry per process; raises DriverError when one that is there is not told."""
+        return _told(uuid, self._users(), names)
+
+    def _users(self) -> dict[int, _User]:
         users: dict[int, _User] = {}
         self._add(users, self._compute.answer(), "compute")
         for asked in tuple(self._others):
@@ -75,13 +86,27 @@ class ProcessLists:
                 self._others.remove(asked)  # a card that draws nothing, a driver without MPS
                 continue
             self._add(users, entries, kind)
-        return [
-            ProcessReading(
-                *(uuid, pid, user.kind, user.memory, names.name_of(pid)),
-                gpu_instance_id=min(user.instances) if len(user.instances) == 1 else None,
-            )
-            for pid, user in users.items()
-        ]
+        return users
+
+    @staticmethod
+    def read_parts(
+        uuid: str, parts: Iterable[tuple[int, "ProcessLists"]], names: "ProcessNames"
+    ) -> Sequence[ProcessReading]:
+        """Return what the lists of all MIG devices of a GPU tell together.
+
+        Of each part comes its GPU instance too: a process in its list runs there, whatever the
+        entry says. Raises DriverError.
+        """
+        users: dict[int, _User] = {}
+        for instance, lists in parts:
+            for pid, user in lists._users().items():  # noqa: SLF001 (its own class)
+                known = users.get(pid)
+                user.instances = {instance}
+                if known is None:
+                    users[pid] = user
+                elif instance not in known.instances:  # else: of another compute instance there
+                    users[pid] = known.plus(user)
+        return _told(uuid, users, names)
 
     def _add(
         self, users: dict[int, _User], entries: Sequence[RunningProcess], kind: ProcessKind
@@ -95,6 +120,16 @@ class ProcessLists:
             if not self._mig_enabled:
                 user.instances.clear()
         users |= here
+
+
+def _told(uuid: str, users: Mapping[int, _User], names: "ProcessNames") -> list[ProcessReading]:
+    return [
+        ProcessReading(
+            *(uuid, pid, user.kind, user.memory, names.name_of(pid)),
+            gpu_instance_id=min(user.instances) if len(user.instances) == 1 else None,
+        )
+        for pid, user in users.items()
+    ]
 
 
 class ProcessNames:

@@ -76,6 +76,15 @@ class EventType(IntFlag):
     MIG_CONFIG_CHANGE = 0x100
 
 
+class NvlinkDevice(IntEnum):
+    """NVML_NVLINK_DEVICE_TYPE_..."""
+
+    GPU = 0
+    IBM_NPU = 1  # a processor of POWER9
+    SWITCH = 2
+    UNKNOWN = 0xFF
+
+
 class ValueType(IntEnum):
     """NVML_VALUE_TYPE_..."""
 
@@ -267,6 +276,8 @@ class NvmlTable(Protocol):
     def nvmlDeviceGetMaxPcieLinkWidth(self, handle: Handle, /) -> int: ...
     def nvmlDeviceGetPcieReplayCounter(self, handle: Handle, /) -> int: ...
     def nvmlDeviceGetNvLinkState(self, handle: Handle, link: int, /) -> int: ...
+    def nvmlDeviceGetNvLinkRemoteDeviceType(self, handle: Handle, link: int, /) -> int: ...
+    def nvmlDeviceGetNvLinkRemotePciInfo(self, handle: Handle, link: int, /) -> PciInfo: ...
     def nvmlDeviceGetNvLinkErrorCounter(
         self, handle: Handle, link: int, counter: int, /
     ) -> int: ...

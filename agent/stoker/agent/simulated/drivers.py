@@ -46,6 +46,7 @@ _OLDEST = _RELEASES[0][0]
 _SINCE: Mapping[str, int] = MappingProxyType(
     {
         "nvmlDeviceGetMPSComputeRunningProcesses_v2": 470,
+        "nvmlDeviceGetNvLinkRemoteDeviceType": 470,
         "nvmlDeviceGetComputeRunningProcesses_v3": 510,
         "nvmlDeviceGetGraphicsRunningProcesses_v3": 510,
         "nvmlDeviceGetMPSComputeRunningProcesses_v3": 510,

@@ -2,6 +2,8 @@
 
 # ruff: noqa: N802 (the names are the driver's own)
 
+from typing import Any
+
 from stoker.agent.facts import Fact
 from stoker.agent.simulated.card import SimulatedCard
 from stoker.agent.simulated.library import NVML, error
@@ -22,6 +24,8 @@ ERROR_FACTS = {
     2: Fact.NVLINK_CRC_FLIT_ERRORS,
     3: Fact.NVLINK_CRC_DATA_ERRORS,
 }
+# A board of eight with four switches, in front of the GPUs in PCI order.
+_NVSWITCHES, _NVSWITCH_BUS, _NVSWITCH_PCI_ID = 4, 0x05, 0x22A310DE
 # Of the payload, what the protocol adds.
 _RAW_OVERHEAD = 1.08
 
@@ -51,7 +55,22 @@ class LinkFunctions(SimulatedSession):
     def nvmlDeviceGetNvLinkRemoteDeviceType(self, card: SimulatedCard, link: int, /) -> int:
         _check_link(card, link)
         switch: int = NVML.NVML_NVLINK_DEVICE_TYPE_SWITCH
-        return switch  # as on a board of eight
+        return switch  # every board of the catalogue that has links sits on a board of eight
+
+    @of_card
+    def nvmlDeviceGetNvLinkRemotePciInfo(self, card: SimulatedCard, link: int, /) -> Any:
+        _check_link(card, link)
+        return nvswitch_pci(link % _NVSWITCHES)
+
+
+def nvswitch_pci(number: int) -> Any:
+    """Return where one of the NVSwitches of a board is."""
+    pci = NVML.nvmlPciInfo_t()
+    pci.domain, pci.bus, pci.device = 0, _NVSWITCH_BUS + number, 0
+    pci.busId = f"00000000:{pci.bus:02X}:00.0"
+    pci.busIdLegacy = pci.busId[4:]
+    pci.pciDeviceId = _NVSWITCH_PCI_ID
+    return pci
 
 
 def link_state(card: SimulatedCard, link: int) -> int:

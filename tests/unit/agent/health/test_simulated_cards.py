@@ -9,6 +9,7 @@ from stoker.agent.health.judge import Judge
 from stoker.agent.health.policy import Policy
 from stoker.agent.numbering import number_gpus
 from stoker.agent.nvml.driver import NvmlDriver
+from stoker.agent.records import Durable
 from stoker.agent.simulated.scenario import (
     Lose,
     Scenario,
@@ -37,7 +38,7 @@ def judged(scenario: Scenario, model: str) -> tuple[GpuHealth, ...]:
     )
     driver.open()
     judge, telemetry = Judge(Policy(), "boot", History()), Telemetry()
-    inventory, _ = number_gpus(driver.inventory(), {}, None)
+    inventory, _ = number_gpus(driver.inventory(), Durable(), None, None)
     judge.take_inventory(world.now, inventory)
     for second in range(0, SECONDS, 5):
         world.now += 5.0
@@ -46,7 +47,7 @@ def judged(scenario: Scenario, model: str) -> tuple[GpuHealth, ...]:
             readings = driver.sample(rates)
         except DriverError:  # GPUs went: they are looked for anew
             driver.open()
-            inventory, _ = number_gpus(driver.inventory(), {}, inventory)
+            inventory, _ = number_gpus(driver.inventory(), Durable(), inventory, None)
             judge.take_inventory(world.now, inventory)
             continue
         telemetry.take(readings, world.now)
