@@ -7,7 +7,8 @@ from stoker.aggregator.fleet import Fleet
 from stoker.aggregator.ledger import Change
 from stoker.aggregator.model import Allocation, AllocationState, Claim, Node, NodeStatus
 from stoker.aggregator.verdicts import Condition
-from stoker.aggregator.wire_fleet import allocation_message, node_message
+from stoker.aggregator.wire_allocations import allocation_message
+from stoker.aggregator.wire_fleet import node_message
 from stoker.v1 import fleet_pb2, types_pb2
 
 
@@ -35,12 +36,12 @@ class AllocationRow:
     allocation: Allocation
     expires_at: float | None
     queue_position: int | None
-    is_held: bool
+    held_by: tuple[str, ...]
 
     def message(self) -> types_pb2.Allocation:
         """Return the allocation as a message."""
         return allocation_message(
-            self.allocation, self.expires_at, self.queue_position, is_held=self.is_held
+            self.allocation, self.expires_at, self.queue_position, held_by=self.held_by
         )
 
 
@@ -85,12 +86,12 @@ def _row(fleet: Fleet, allocation: Allocation, queue_position: int | None) -> Al
     # A change that is read late may be older than the fleet: then it has no expiry and no place.
     is_granted = allocation.state is AllocationState.GRANTED
     is_waiting = allocation.state is AllocationState.WAITING
-    held = fleet.status(allocation.node).held if allocation.node else None
+    held = {name: fleet.status(name).held for name in allocation.nodes}
     return AllocationRow(
         allocation,
         fleet.expires_at(allocation.id) if is_granted else None,
         queue_position if is_waiting else None,
-        held is not None and allocation.id in held,
+        tuple(name for name, ids in held.items() if ids is not None and allocation.id in ids),
     )
 
 

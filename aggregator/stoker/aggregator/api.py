@@ -19,6 +19,8 @@ from stoker.aggregator.answers import (
     change_message,
     node_row,
 )
+from stoker.aggregator.api_explain import Explainer
+from stoker.aggregator.api_rebalance import RebalanceService
 from stoker.aggregator.api_upkeep import UpkeepService
 from stoker.aggregator.cordoning import CordonPolicy
 from stoker.aggregator.decisions import consider
@@ -37,13 +39,11 @@ from stoker.aggregator.ledger import Ledger, WatchTooOld, WatchTooSlow
 from stoker.aggregator.limits import Malformed
 from stoker.aggregator.meters import Meters
 from stoker.aggregator.model import Allocation, AllocationState, Plan, Refusals, Request
+from stoker.aggregator.moves import RebalanceOptions
+from stoker.aggregator.placing.placer import Placer
 from stoker.aggregator.rpc import received
-from stoker.aggregator.wire_fleet import (
-    ALLOCATION_STATES,
-    read_id,
-    read_request,
-    refusals_message,
-)
+from stoker.aggregator.wire_allocations import ALLOCATION_STATES
+from stoker.aggregator.wire_requests import read_id, read_request
 from stoker.aggregator.wishes import (
     Allocate,
     KeyReused,
@@ -59,7 +59,6 @@ from stoker.core.clock import Clock
 from stoker.core.errors import StoreError, shown
 from stoker.core.gpu_models import MODELS
 from stoker.core.model_names import names_match
-from stoker.core.units import format_duration
 from stoker.v1 import fleet_pb2, types_pb2
 
 ALLOCATION_ID_KEY = "stoker-allocation-id"  # of the initial metadata of Allocate
@@ -92,8 +91,11 @@ class FleetService:
         version: str,
         policy: CordonPolicy | None = None,
         findings: Findings | None = None,
+        rebalance: RebalanceOptions | None = None,
+        placer: Placer | None = None,
     ) -> None:
-        """`policy` and `findings` are those that the control loop goes by."""
+        """`policy`, `findings` and `placer` are those that the control loop goes by."""
+        self.rebalancing = RebalanceService(ledger, self._wish, clock, rebalance)
         self._upkeep = UpkeepService(
             ledger, self._wish, clock, policy or CordonPolicy(), findings or Findings()
         )
@@ -103,6 +105,9 @@ class FleetService:
         self._meters = meters
         self._clock = clock
         self._version = version
+        self._explainer = Explainer(
+            ledger.fleet, clock, self._read_request, self._check_model, self._message, placer
+        )
         self._models: set[str] = set()  # of the fleet's GPUs; looked up anew for what it lacks
 
     def methods(self) -> Mapping[str, Callable[..., Awaitable[Any]]]:
@@ -116,6 +121,7 @@ class FleetService:
             "ListAllocations": self.list_allocations,
             "Watch": self.watch,
             **self._upkeep.methods(),
+            **self.rebalancing.methods(),
         }
 
     # --- allocations
@@ -176,6 +182,7 @@ class FleetService:
                     state=ALLOCATION_STATES[known.state],
                     expires_at=self._fleet.expires_at(id_),
                     ended_reason=known.reason,
+                    move=self.rebalancing.offer_to(id_),
                 )
             await context.write(answer)
 
@@ -210,15 +217,7 @@ class FleetService:
         self, message: fleet_pb2.ExplainRequest, context: Context
     ) -> fleet_pb2.ExplainResponse:
         """Tell why a waiting allocation waits, or where a request would go."""
-        match message.WhichOneof("subject"):
-            case "allocation_id":
-                allocation = self._known(read_id(message.allocation_id, "allocation_id"))
-                return self._explained(allocation)
-            case "request":
-                request = self._read_request(message.request)
-                return _considered(consider(request, self._fleet, self._clock.now()))
-            case _:
-                raise Malformed("subject", "must be an allocation_id or a request")
+        return await self._explainer.explain(message)
 
     # --- nodes
 
@@ -294,11 +293,11 @@ class FleetService:
 
     def _read_request(self, message: types_pb2.Request) -> Request:
         request = read_request(message)
-        if request.model is not None:
-            self._check_model(request.model)
+        for model in request.models:
+            self._check_model("request.models", model)
         return request
 
-    def _check_model(self, asked: str) -> None:
+    def _check_model(self, path: str, asked: str) -> None:
         """Refuse a model that neither the catalogue nor a GPU of the fleet has."""
         if any(names_match(asked, model.driver_name) for model in MODELS.values()):
             return
@@ -312,7 +311,7 @@ class FleetService:
         near = difflib.get_close_matches(asked.casefold(), known, n=1, cutoff=0.3)
         hint = f"; the nearest is {known[near[0]]}" if near else ""
         raise Malformed(
-            "request.model",
+            path,
             f"{shown(asked)} is no model in the fleet or the catalogue{hint}; "
             f"the catalogue has {', '.join(MODELS)}",
         )
@@ -335,34 +334,6 @@ class FleetService:
         if isinstance(answer, Plan):  # something became free just after the wait was over
             answer = Refusals(allocation.reason, ())
         return cannot_place(answer, allocation.reason)
-
-    def _explained(self, allocation: Allocation) -> fleet_pb2.ExplainResponse:
-        now = self._clock.now()
-        match allocation.state:
-            case AllocationState.WAITING:
-                answer = _considered(
-                    consider(allocation.request, self._fleet, now, until=allocation.id)
-                )
-                waited = format_duration(now - allocation.requested_at)
-                answer.summary = f"has waited {waited}: {answer.summary}"
-            case AllocationState.GRANTED:
-                since = format_duration(now - (allocation.granted_at or now))
-                answer = fleet_pb2.ExplainResponse(
-                    node=allocation.node,
-                    summary=f"granted on node {allocation.node} {since} ago",
-                )
-            case AllocationState.RELEASING:
-                answer = fleet_pb2.ExplainResponse(
-                    node=allocation.node,
-                    summary=f"given up ({allocation.reason}); node {allocation.node} has not "
-                    "confirmed yet that it let go",
-                )
-            case AllocationState.ENDED:
-                answer = fleet_pb2.ExplainResponse(summary=f"ended: {allocation.reason}")
-            case _:
-                assert_never(allocation.state)
-        answer.allocation.CopyFrom(self._message(allocation))
-        return answer
 
     def _known(self, id_: str) -> Allocation:
         allocation = self._fleet.allocations.get(id_)
@@ -406,20 +377,3 @@ def _outcome(reply: Reply) -> str:
             return "invalid"
         case _:
             assert_never(reply)
-
-
-def _considered(answer: Plan | Refusals) -> fleet_pb2.ExplainResponse:
-    match answer:
-        case Plan(node, devices):
-            indexes = ", ".join(str(device.index) for device in devices)
-            return fleet_pb2.ExplainResponse(
-                placeable=True,
-                node=node,
-                summary=f"it would be placed on node {node}, GPU {indexes}",
-            )
-        case Refusals():
-            return fleet_pb2.ExplainResponse(
-                refusals=refusals_message(answer), summary=answer.summary
-            )
-        case _:
-            assert_never(answer)

@@ -6,6 +6,7 @@ import msgspec
 
 from stoker.aggregator.events import KINDS, DurableEvent
 from stoker.aggregator.fleet import Snapshot
+from stoker.aggregator.older_forms import event_of_today, snapshot_of_today
 
 # One part of a snapshot is written in one go between two commits, so it must be small.
 OBJECTS_PER_PART = 500
@@ -33,7 +34,7 @@ def decode_event(kind: str, payload: str) -> DurableEvent:
     if decoder is None:
         raise Undecodable(f"{kind!r} is no kind of event")
     try:
-        return decoder.decode(payload)
+        return decoder.decode(event_of_today(kind, payload))
     except msgspec.MsgspecError as error:
         raise Undecodable(f"{kind}: {error}") from error
 
@@ -60,7 +61,7 @@ def count_parts(snapshot: Snapshot) -> int:
 def decode_snapshot(version: int, parts: Iterable[str]) -> Snapshot:
     """Return the snapshot whose parts these are; raises Undecodable."""
     try:
-        pieces = [_SNAPSHOT.decode(part) for part in parts]
+        pieces = [_SNAPSHOT.decode(snapshot_of_today(part)) for part in parts]
     except msgspec.MsgspecError as error:
         raise Undecodable(f"snapshot: {error}") from error
     return Snapshot(

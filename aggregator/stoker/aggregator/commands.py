@@ -1,11 +1,12 @@
 """Wanted minus reported: what a node must be told so that it holds just what the ledger says."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from stoker.aggregator.model import Allocation, AllocationState, Command, HeldAllocation
+from stoker.aggregator.model import Allocation, AllocationState, Command, Device, HeldAllocation
 
 
 def difference(
+    node: str,
     wanted: Mapping[str, Allocation],
     held: Mapping[str, HeldAllocation],
     sent: Mapping[str, Command],
@@ -13,7 +14,7 @@ def difference(
     *,
     inventory_known: bool,
 ) -> tuple[Command, ...]:
-    """Return the commands for one stream, numbered from `first_id`.
+    """Return the commands for the stream of `node`, numbered from `first_id`.
 
     `wanted`: what the node shall hold or let go of, granted and releasing; every releasing one is
     dropped, also one that was never held: see `has_let_go`. `held`: what the node last reported.
@@ -32,11 +33,12 @@ def difference(
 
     strays = {uuid for id_, one in held.items() if id_ not in wanted for uuid in one.gpu_uuids}
     for allocation in wanted.values():
+        devices = allocation.devices_on(node)
         last = sent.get(allocation.id)
         if allocation.state is AllocationState.GRANTED:
-            is_free = strays.isdisjoint(device.uuid for device in allocation.devices)
+            is_free = strays.isdisjoint(device.uuid for device in devices)
             if allocation.id not in held and last is None and is_free:
-                add(allocation.id, to_hold(allocation))
+                add(allocation.id, to_hold(allocation, devices))
         elif last is None or last.is_hold:
             add(allocation.id, None, allocation.reason)
     for id_ in held:
@@ -63,13 +65,18 @@ def has_let_go(
     return is_dropped and allocation_id not in held
 
 
-def to_hold(allocation: Allocation) -> HeldAllocation:
-    """Return what the node shall hold for a granted allocation."""
-    shares = [d.memory_bytes for d in allocation.devices if not d.exclusive]
+def to_hold(allocation: Allocation, devices: Sequence[Device]) -> HeldAllocation:
+    """Return what a node shall hold for a granted allocation: `devices`, its part of it."""
+    share = next((device for device in devices if not device.exclusive), None)
     return HeldAllocation(
         id=allocation.id,
-        gpu_uuids=tuple(device.uuid for device in allocation.devices),
-        memory_bytes=shares[0] if shares else None,
+        gpu_uuids=tuple(device.uuid for device in devices),
+        memory_bytes=share.memory_bytes if share else None,
+        compute_milli=share.compute_milli if share else None,
+        mig_device_uuids=tuple(d.mig_device_uuid for d in devices if d.mig_device_uuid),
+        cpu_milli=allocation.request.cpu_milli,
+        host_memory_bytes=allocation.request.host_memory_bytes,
+        gang_nodes=len(allocation.placements),
         holder=allocation.request.holder,
         ttl_seconds=allocation.request.ttl_seconds,
         held_since=allocation.granted_at or allocation.requested_at,

@@ -4,17 +4,28 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 from stoker.aggregator.conditions import FAILURES_KEPT_SECONDS
 from stoker.aggregator.cordoning import CordonAt, CordonPolicy
 from stoker.aggregator.lemons import LemonPolicy
+from stoker.aggregator.moves import (
+    ANSWER_SECONDS_DEFAULT,
+    ANSWER_SECONDS_MAX,
+    MOVES_DEFAULT,
+    MOVES_MAX,
+    RebalanceOptions,
+)
+from stoker.aggregator.placing.policies import CHOSEN_BY_NAME, Policies
 from stoker.core import config
 from stoker.core.addresses import Address, parse_address
 from stoker.core.config import option, section
 from stoker.core.daemons import LogLevel, check_reach, default_data_dir
+from stoker.core.errors import BadInput
 
 DAY_SECONDS = 86_400.0
 ENVIRONMENT_PREFIX = "STOKER_AGGREGATOR_"
+NO_POOLS: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +81,45 @@ class HealthConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RebalanceConfig:
+    """When holders of movable allocations are asked to move without anybody's call."""
+
+    every_seconds: float = option(
+        0.0,
+        "How often moves that are worth their cost are offered; 0: only by `stoker rebalance`.",
+        minimum=0.0,
+        maximum=30 * DAY_SECONDS,
+    )
+    moves_max: int = option(
+        MOVES_DEFAULT, "At most so many moves at one time.", minimum=1, maximum=MOVES_MAX
+    )
+    answer_seconds: float = option(
+        ANSWER_SECONDS_DEFAULT,
+        "How long a holder has to answer.",
+        minimum=1.0,
+        maximum=ANSWER_SECONDS_MAX,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlacementConfig:
+    """What a good place for a request is."""
+
+    policy: str = option(
+        "fragmentation", "The policy of all pools but those below; docs/placement.md tells of each."
+    )
+    pools: Mapping[str, str] = option(
+        NO_POOLS, "Pools that follow another policy, such as {infer: balanced}."
+    )
+    compile_from_gpus: int = option(
+        256,
+        "From so many GPUs on the decisions run compiled, where numba is installed; 0: at once.",
+        minimum=0,
+        maximum=100_000_000,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AggregatorConfig:
     """Everything that an aggregator can be told, as it is written."""
 
@@ -85,6 +135,8 @@ class AggregatorConfig:
     log_level: LogLevel = option(LogLevel.INFO, "What is worth a line in the log.")
     metrics: MetricsConfig = section(MetricsConfig)
     health: HealthConfig = section(HealthConfig)
+    rebalance: RebalanceConfig = section(RebalanceConfig)
+    placement: PlacementConfig = section(PlacementConfig)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +149,9 @@ class Settings:
     log_level: LogLevel = LogLevel.INFO
     cordoning: CordonPolicy = field(default_factory=CordonPolicy)
     lemons: LemonPolicy = field(default_factory=LemonPolicy)
+    rebalance: RebalanceOptions = field(default_factory=RebalanceOptions)
+    policies: Policies = field(default_factory=Policies)
+    compile_from_gpus: int = 256
 
 
 def load(file: Path | None, environ: Mapping[str, str], flags: Mapping[str, object]) -> Settings:
@@ -122,7 +177,23 @@ def settle(written: AggregatorConfig, environ: Mapping[str, str], *, is_root: bo
             changes_per_hour_max=written.health.changes_per_hour_max,
         ),
         lemons=LemonPolicy(window_seconds=written.health.lemon_days * DAY_SECONDS),
+        rebalance=RebalanceOptions(
+            written.rebalance.every_seconds,
+            written.rebalance.moves_max,
+            written.rebalance.answer_seconds,
+        ),
+        policies=_policies(written.placement),
+        compile_from_gpus=written.placement.compile_from_gpus,
     )
+
+
+def _policies(written: PlacementConfig) -> Policies:
+    for key, name in (("policy", written.policy), *written.pools.items()):
+        if name not in CHOSEN_BY_NAME:
+            where = "placement.policy" if key == "policy" else f"placement.pools: {key}"
+            known = ", ".join(CHOSEN_BY_NAME)
+            raise BadInput(f"{where}: there is no policy {name!r}; known are {known}")
+    return Policies.named(written.policy, written.pools)
 
 
 def _reachable(text: str, what: str, *, is_insecure: bool) -> Address:

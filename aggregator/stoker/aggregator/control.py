@@ -23,7 +23,9 @@ from stoker.aggregator.findings import Findings
 from stoker.aggregator.ledger import Ledger
 from stoker.aggregator.meters import Meters
 from stoker.aggregator.model import Command
+from stoker.aggregator.placing.placer import Placer
 from stoker.aggregator.queueing import Hosts
+from stoker.aggregator.tenancy import allocations_on
 from stoker.aggregator.upkeep import CordonWatch
 from stoker.aggregator.wishes import (
     Reply,
@@ -87,13 +89,21 @@ class Control:
         clock: Clock,
         policy: CordonPolicy | None = None,
         findings: Findings | None = None,
+        placer: Placer | None = None,
     ) -> None:
-        """`policy`: when GPUs are cordoned for their health; `findings`: who notices what else."""
+        """`policy`: when GPUs are cordoned for their health; `findings`: who notices what else.
+
+        `placer` finds the places; what the ledger's allocations asked for is what it learns first.
+        """
         self._ledger = ledger
         self._streams = streams
         self._meters = meters
         self._clock = clock
         self._hosts = Hosts()
+        self.placer = placer or Placer()
+        known = sorted(ledger.fleet.allocations.values(), key=lambda each: each.requested_at)
+        for allocation in known:
+            self.placer.learn(allocation.request)
         self._watch = CordonWatch(policy or CordonPolicy())
         self._findings = findings or Findings()
         self._observed_at = float("-inf")  # monotonic
@@ -240,7 +250,7 @@ class Control:
         """Decide, store, answer, command; without `nodes` decide on the wishes only."""
         fleet = self._ledger.fleet
         now = self._look_at_clock()
-        a_round = Round(fleet, now, self._new_id, self._hosts, self._watch)
+        a_round = Round(fleet, now, self._new_id, self._hosts, self._watch, self.placer)
         served_version = self._served_version
         if nodes is not None:
             a_round.housekeep(nodes)
@@ -307,9 +317,9 @@ class Control:
         for event in events:
             match event:
                 case e.AllocationGranted() | e.AllocationAdopted():
-                    nodes.add(event.node)
+                    nodes.update(placement.node for placement in event.placements)
                 case e.AllocationReleasing() | e.AllocationEnded():
-                    nodes.add(self._ledger.fleet.allocations[event.id].node)
+                    nodes.update(self._ledger.fleet.allocations[event.id].nodes)
                 case (
                     e.NodeRegistered()
                     | e.NodeCordoned()
@@ -335,7 +345,8 @@ class Control:
             return
         sent = fleet.sent.get(node, {})
         commands = difference(
-            fleet.allocations_on(node),
+            node,
+            allocations_on(fleet, node),
             status.held,
             sent,
             first_id,

@@ -6,25 +6,29 @@ Nothing here waits or writes.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import assert_never
 
 from stoker.aggregator import commands
 from stoker.aggregator import events as e
 from stoker.aggregator.admission import objection
+from stoker.aggregator.adoption import adoptable
 from stoker.aggregator.fleet import Fleet
 from stoker.aggregator.model import (
     Allocation,
     AllocationState,
-    Claim,
-    Device,
     HeldAllocation,
     Node,
+    Placement,
     Plan,
     Refusals,
     Request,
 )
-from stoker.aggregator.placement import explain, find_place
+from stoker.aggregator.placing.place import explain, find_place
+from stoker.aggregator.placing.placer import Placer
 from stoker.aggregator.queueing import Hosts, Kept, Shape, kept_ahead_of, shape_of
+from stoker.aggregator.rebalancing import confirmed
+from stoker.aggregator.tenancy import allocations_on, granted_under_former_name, voice_of
 from stoker.aggregator.upkeep import (
     CordonWatch,
     cordons,
@@ -40,6 +44,7 @@ from stoker.aggregator.wishes import (
     Cordon,
     Drain,
     KeyReused,
+    MoveOver,
     Queued,
     Refused,
     Release,
@@ -64,7 +69,12 @@ FORGOTTEN_LATE_SECONDS = 3_600.0
 
 
 def consider(
-    request: Request, fleet: Fleet, now: float, until: str | None = None, hosts: Hosts | None = None
+    request: Request,
+    fleet: Fleet,
+    now: float,
+    until: str | None = None,
+    hosts: Hosts | None = None,
+    placer: Placer | None = None,
 ) -> Plan | Refusals:
     """Return where `request` would go at `now`, or why nowhere, with the queue as it stands.
 
@@ -72,7 +82,7 @@ def consider(
     """
     view = fleet.view(now)
     kept = kept_ahead_of(request.priority, fleet.queue(), view, until=until, hosts=hosts)
-    plan = find_place(request, view, kept.nodes)
+    plan = find_place(request, view, kept.nodes, placer)
     return plan or explain(request, view, kept.nodes, kept.ahead_of(request))
 
 
@@ -92,8 +102,8 @@ def next_due(fleet: Fleet, watch: CordonWatch | None = None) -> float | None:
 class Round:
     """One round over a draft; `events` are what is to be stored, in order.
 
-    A round is decided and its events are applied before the next one begins. `hosts` and `watch`
-    may be kept from round to round, for one and the same fleet.
+    A round is decided and its events are applied before the next one begins. `hosts`, `watch` and
+    `placer` may be kept from round to round, for one and the same fleet.
     """
 
     def __init__(
@@ -103,6 +113,7 @@ class Round:
         new_id: Callable[[], str],
         hosts: Hosts | None = None,
         watch: CordonWatch | None = None,
+        placer: Placer | None = None,
     ) -> None:
         self._fleet = fleet
         self._watch = watch or CordonWatch()
@@ -110,6 +121,7 @@ class Round:
         self._now = now
         self._new_id = new_id
         self._hosts = hosts or Hosts()
+        self._placer = placer
         self._kept: dict[int, Kept] = {}  # by the newcomer's priority, for the queue as it stands
         # Of newcomers, as long as nothing happens: a full fleet refuses many for the same reason.
         self._refusals: dict[tuple[Shape, int], Refusals] = {}
@@ -126,6 +138,8 @@ class Round:
                 return self._cordon(wish)
             case Uncordon():
                 return self._uncordon(wish)
+            case MoveOver():
+                return self._move_over(wish)
             case _:
                 assert_never(wish)
 
@@ -161,7 +175,7 @@ class Round:
         for waiting in self._draft.queue():
             request = waiting.request
             if waiting.id in self._draft.attached and not kept.leaves_nothing_for(request):
-                plan = find_place(request, self._draft.view(self._now), kept.nodes)
+                plan = self._find_place(request, kept)
                 if plan is not None:
                     self._grant(waiting.id, request, waiting.idempotency_key, plan, waiting)
                     continue
@@ -178,8 +192,10 @@ class Round:
                 return Queued(known.id)
             return Settled(known.id)
         request = wish.request
+        if self._placer is not None:
+            self._placer.learn(request)
         kept = self._kept_for_newcomer(request.priority)
-        plan = find_place(request, self._draft.view(self._now), kept.nodes)
+        plan = self._find_place(request, kept)
         if plan is not None:
             id_ = self._new_id()
             self._grant(id_, request, wish.idempotency_key, plan, None)
@@ -206,6 +222,19 @@ class Round:
                 pass  # releasing twice equals releasing once
             case _:
                 assert_never(known.state)
+        return Settled(id_)
+
+    def _move_over(self, wish: MoveOver) -> Reply:
+        known = self._draft.keys.get(wish.idempotency_key)
+        if known is not None:
+            return Settled(known)
+        view = self._draft.view(self._now)
+        plan = confirmed(wish.move, view, wish.kinds, self._draft.tenants)
+        if isinstance(plan, str):
+            return Refused(Refusals(plan, ()))
+        id_ = self._new_id()
+        request = view.allocations[wish.move.allocation_id].request
+        self._grant(id_, request, wish.idempotency_key, plan, None)
         return Settled(id_)
 
     def _cordon(self, wish: Cordon | Drain) -> Reply:
@@ -272,12 +301,15 @@ class Round:
         self, id_: str, request: Request, key: str, plan: Plan, waited: Allocation | None
     ) -> None:
         # The draft is the fleet of this instant, so an objection here is a bug of the placement.
-        why_not = objection(plan, self._draft.view(self._now))
+        why_not = objection(plan, request, self._draft.view(self._now))
         assert not why_not, f"{plan} for {request}: {why_not}"
         requested_at = waited.requested_at if waited else self._now
         self._happen(
-            e.AllocationGranted(self._now, id_, request, key, requested_at, plan.node, plan.devices)
+            e.AllocationGranted(self._now, id_, request, key, requested_at, plan.placements)
         )
+
+    def _find_place(self, request: Request, kept: Kept) -> Plan | None:
+        return find_place(request, self._draft.view(self._now), kept.nodes, self._placer)
 
     def _kept_for_newcomer(self, priority: int) -> Kept:
         if priority not in self._kept:
@@ -326,7 +358,7 @@ class Round:
             request = waiting.request
             shape = (shape_of(request), request.priority)
             if shape not in reasons:
-                answer = consider(request, self._draft, self._now, id_, self._hosts)
+                answer = consider(request, self._draft, self._now, id_, self._hosts, self._placer)
                 reasons[shape] = f": {answer.summary}" if isinstance(answer, Refusals) else ""
             waited = format_duration(self._now - waiting.requested_at)
             reason = f"waited {waited} in the queue{reasons[shape]}"
@@ -342,37 +374,47 @@ class Round:
         if node is None or status.session == 0 or status.held is None:
             return
         held, sent = status.held, self._draft.sent.get(name, {})
-        for allocation in self._draft.allocations_on(name).values():
+        for allocation in allocations_on(self._draft, name).values():
             if allocation.state is AllocationState.RELEASING:
-                if commands.has_let_go(allocation.id, held, sent, status.commands_done):
+                if all(map(partial(self._has_let_go, allocation.id), allocation.nodes)):
                     self._happen(e.AllocationEnded(self._now, allocation.id, allocation.reason))
             elif status.refusals is not None and allocation.id in status.refusals:
                 reason = f"refused by node {name}: {status.refusals[allocation.id]}"
                 self._happen(e.AllocationReleasing(self._now, allocation.id, reason))
-        for allocation in self._draft.granted_under_former_name(name):
+        for allocation in granted_under_former_name(self._draft, name):
             if allocation.state is AllocationState.GRANTED:
-                reason = f"its node {allocation.node} is called {name} now"
+                former = next(n for n in allocation.nodes if voice_of(self._draft, n) == name)
+                reason = f"its node {former} is called {name} now"
                 self._happen(e.AllocationReleasing(self._now, allocation.id, reason))
         for one in held.values():
             if one.id not in sent:  # otherwise it was told already to let go of it
                 self._adopt(node, one)
+
+    def _has_let_go(self, allocation_id: str, name: str) -> bool:
+        """Whether the node certainly does not hold the allocation any more, of a gang its part."""
+        voice = voice_of(self._draft, name)
+        status = self._draft.status(voice)
+        if status.session == 0 or status.held is None:
+            return False
+        sent = self._draft.sent.get(voice, {})
+        return commands.has_let_go(allocation_id, status.held, sent, status.commands_done)
 
     def _adopt(self, node: Node, held: HeldAllocation) -> None:
         """Take over what a node holds and the ledger does not know, unless its GPUs are taken.
 
         Of a restored database the ledger may know it as still waiting; then it is granted. What
         the node was told to let go of has ended and was forgotten: adopted, it would come back to
-        life without a client.
+        life without a client. So would a part of a gang without the rest of it.
         """
-        if held.is_leaving:
+        if held.is_leaving or held.gang_nodes > 1:
             return
         known = self._draft.allocations.get(held.id)
         if known is not None and known.state is not AllocationState.WAITING:
             return
-        devices = self._devices_of(held, node)
+        devices = adoptable(held, node.facts, self._draft.claims)
         if devices is None:
             return  # the difference of wanted and held then tells the node to drop it
-        name = node.facts.name
+        placements = (Placement(node.facts.name, devices),)
         if known is not None:
             self._happen(
                 e.AllocationGranted(
@@ -381,8 +423,7 @@ class Round:
                     known.request,
                     known.idempotency_key,
                     known.requested_at,
-                    name,
-                    devices,
+                    placements,
                 )
             )
             return
@@ -391,26 +432,12 @@ class Round:
             holder=held.holder,
             ttl_seconds=held.ttl_seconds,
             memory_bytes=held.memory_bytes,
+            compute_milli=None if devices[0].mig_device_uuid else held.compute_milli,
+            mig_profile=devices[0].mig_profile or None,
+            cpu_milli=held.cpu_milli,
+            host_memory_bytes=held.host_memory_bytes,
         )
-        self._happen(e.AllocationAdopted(self._now, held.id, request, name, devices))
-
-    def _devices_of(self, held: HeldAllocation, node: Node) -> tuple[Device, ...] | None:
-        """Return what the node holds as devices; None when they are not there or not free."""
-        gpus = {gpu.uuid: gpu for gpu in node.facts.gpus}
-        is_whole = held.memory_bytes is None
-        if not held.gpu_uuids or len(set(held.gpu_uuids)) < len(held.gpu_uuids):
-            return None
-        if held.memory_bytes is not None and (held.memory_bytes <= 0 or len(held.gpu_uuids) > 1):
-            return None
-        devices: list[Device] = []
-        for uuid in held.gpu_uuids:
-            gpu = gpus.get(uuid)
-            claims = self._draft.claims.get(uuid, ())
-            if gpu is None or not _has_room(claims, held.memory_bytes, gpu.memory_total_bytes):
-                return None
-            share = gpu.memory_total_bytes if held.memory_bytes is None else held.memory_bytes
-            devices.append(Device(uuid, gpu.model, gpu.index, share, exclusive=is_whole))
-        return tuple(devices)
+        self._happen(e.AllocationAdopted(self._now, held.id, request, placements))
 
     def _forget(self) -> None:
         ended = self._fleet.ended
@@ -435,14 +462,3 @@ class Round:
         self._refusals.clear()
         if len(self._draft.waiting) != was_waiting:
             self._kept.clear()
-
-
-def _has_room(claims: tuple[Claim, ...], memory_bytes: int | None, total_bytes: int) -> bool:
-    if memory_bytes is None:
-        return not claims
-    taken = 0
-    for claim in claims:
-        if claim.memory_bytes is None:
-            return False
-        taken += claim.memory_bytes
-    return taken + memory_bytes <= total_bytes

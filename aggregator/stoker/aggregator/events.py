@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from stoker.aggregator.model import (
     Command,
-    Device,
     Frame,
     HeldAllocation,
     MissingGpu,
     NodeFacts,
+    Placement,
     Request,
 )
 from stoker.aggregator.verdicts import FaultId, GpuHealth
@@ -113,8 +113,7 @@ class AllocationGranted:
     request: Request
     idempotency_key: str
     requested_at: float
-    node: str
-    devices: tuple[Device, ...]
+    placements: tuple[Placement, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +123,7 @@ class AllocationAdopted:
     at: float
     id: str
     request: Request
-    node: str
-    devices: tuple[Device, ...]
+    placements: tuple[Placement, ...]
 
 
 @dataclass(frozen=True, slots=True)

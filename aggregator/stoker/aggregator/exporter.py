@@ -11,6 +11,7 @@ import concurrent.futures
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from typing import TypeVar
 
 from prometheus_client import start_http_server
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -26,6 +27,8 @@ from stoker.aggregator.wire_fleet import fresh_sample, node_state
 from stoker.core.addresses import Address
 from stoker.core.errors import InUse
 from stoker.v1 import fleet_pb2
+
+T = TypeVar("T")
 
 # A loop that does not hand out a picture so long is stuck; then the fleet is left out of the page.
 PICTURE_SECONDS = 5.0
@@ -70,7 +73,7 @@ class Exporter:
         """Listen; `take` is called in the event loop. Raises InUse when the port is taken or the
         address is not ours.
         """
-        collector = FleetCollector(_in_the_loop(take), version)
+        collector = FleetCollector(in_the_loop(take), version)
         meters.registry.register(collector)
         try:
             self._server, self._thread = start_http_server(
@@ -112,13 +115,17 @@ class FleetCollector(Collector):
             yield from _allocation_metrics(picture)
 
 
-def _in_the_loop(take: Callable[[], Picture]) -> Callable[[], Picture | None]:
+def in_the_loop(take: Callable[[], T]) -> Callable[[], T | None]:
+    """Return a function for other threads that has `take` called in this event loop.
+
+    It gives None when the loop is stuck.
+    """
     loop = asyncio.get_running_loop()
 
-    async def taken() -> Picture:
+    async def taken() -> T:
         return take()
 
-    def ask() -> Picture | None:
+    def ask() -> T | None:
         picture = asyncio.run_coroutine_threadsafe(taken(), loop)
         try:
             return picture.result(PICTURE_SECONDS)

@@ -6,10 +6,11 @@ among the samples of running gangs and are gone with the process. Neither change
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 from stoker.aggregator.fleet import INTERVALS_FRESH, Fleet
 from stoker.aggregator.lemons import Lemon, LemonPolicy, Place, find_lemons
-from stoker.aggregator.model import Allocation, Device, GpuSample
+from stoker.aggregator.model import Device, GpuSample, Placement
 from stoker.aggregator.stragglers import Gang, Member, Straggler, Stragglers
 
 # Fewer have no majority to be behind.
@@ -77,20 +78,23 @@ def gangs(fleet: Fleet, now: float) -> Iterator[Gang]:
         for model in sorted({device.model for device in devices}):
             alike = [device for device in devices if device.model == model]
             if len(alike) >= GANG_GPUS_MIN:
-                yield Gang(id_, model, _members(fleet, allocation, alike, now))
+                mine = {device.uuid for device in alike}
+                members = (
+                    _members(fleet, placement, mine, now) for placement in allocation.placements
+                )
+                yield Gang(id_, model, tuple(chain.from_iterable(members)))
 
 
 def _members(
-    fleet: Fleet, allocation: Allocation, devices: list[Device], now: float
-) -> tuple[Member, ...]:
-    name = allocation.node
+    fleet: Fleet, placement: Placement, uuids: set[str], now: float
+) -> Iterator[Member]:
+    name = placement.node
     samples = fleet.status(name).samples or {}
     oldest = now - INTERVALS_FRESH * fleet.nodes[name].facts.interval_seconds
-    return tuple(
-        _member(device, name, sample)
-        for device in devices
-        if (sample := samples.get(device.uuid)) is not None and sample.at >= oldest
-    )
+    for device in placement.devices:
+        sample = samples.get(device.uuid)
+        if device.uuid in uuids and sample is not None and sample.at >= oldest:
+            yield _member(device, name, sample)
 
 
 def _member(device: Device, node: str, sample: GpuSample) -> Member:

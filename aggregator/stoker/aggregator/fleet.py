@@ -20,6 +20,7 @@ from typing import assert_never
 
 from stoker.aggregator import events as e
 from stoker.aggregator import lives, reports
+from stoker.aggregator.changelog import ChangeLog
 from stoker.aggregator.conditions import ConditionEvent, Conditions
 from stoker.aggregator.deadlines import Deadlines
 from stoker.aggregator.draft import Overlay
@@ -35,8 +36,9 @@ from stoker.aggregator.model import (
     NodeStatus,
 )
 from stoker.aggregator.tables import Names, add_name, drop_name
+from stoker.aggregator.tenancy import allocations_on
 from stoker.aggregator.verdicts import Condition
-from stoker.aggregator.views import FleetView, NodeView, view_node
+from stoker.aggregator.views import Claimed, FleetView, NodeView, view_node
 
 # A sample is fresh for so many sampling intervals; after that nothing is placed on the node.
 INTERVALS_FRESH = 3.0
@@ -93,7 +95,10 @@ class Fleet:
         self._leases = Deadlines(self.expires)
         self._waits = Deadlines(self.wait_until)
         self._views: dict[str, NodeView] = {}
-        self._dirty: dict[str, None] = {}  # nodes in order, so that views are the same every time
+        # Nodes in order, so that views are the same every time -> the GPUs whose claims changed;
+        # None: anything may be other than it was.
+        self._dirty: dict[str, set[str] | None] = {}
+        self._log = ChangeLog()
         self._is_draft = False
         self._is_recovered = True
 
@@ -101,12 +106,26 @@ class Fleet:
 
     def view(self, now: float) -> FleetView:
         """Return what placement decides on, as of `now` (Unix seconds)."""
-        for name in self._dirty:
+        for name, claimed in self._dirty.items():
             self._views[name] = view_node(
-                self.nodes[name], self.claims, self.status(name), self.conditions.table
+                self.nodes[name],
+                self.claims,
+                self.status(name),
+                self.conditions.table,
+                [self.allocations[id_] for id_ in self.tenants.get(name, ())],
+                None if claimed is None else Claimed(self._views[name], claimed),
             )
+            self._log.add(name)
         self._dirty.clear()
-        return FleetView(now, self._views, self.fresh_until, self.hosts_version)
+        return FleetView(
+            now,
+            self._views,
+            self.fresh_until,
+            self.hosts_version,
+            self.statuses,
+            self.allocations,
+            self._log,
+        )
 
     def status(self, node: str) -> NodeStatus:
         """Return what the node last reported; a node that never connected has an empty one."""
@@ -135,30 +154,6 @@ class Fleet:
             self.allocations[id_]
             for id_, _ in sorted(self.waiting.items(), key=lambda item: item[1])
         ]
-
-    def allocations_on(self, node: str) -> dict[str, Allocation]:
-        """Return by id what the node shall hold or let go of: granted and releasing.
-
-        Also what it shall let go of that was granted under a former name of the node.
-        """
-        own = {id_: self.allocations[id_] for id_ in self.tenants.get(node, ())}
-        former = self.granted_under_former_name(node)
-        return own | {a.id: a for a in former if a.state is AllocationState.RELEASING}
-
-    def granted_under_former_name(self, node: str) -> list[Allocation]:
-        """Return what is granted on GPUs of the node under another name that its agent had.
-
-        The journal that would hold them is this agent's, so its report speaks for them.
-        """
-        agent = self.nodes[node].facts
-        found: dict[str, Allocation] = {}
-        for claim in (c for gpu in agent.gpus for c in self.claims.get(gpu.uuid, ())):
-            allocation = self.allocations[claim.allocation_id]
-            former = self.nodes[allocation.node].facts
-            is_same_agent = former.name != node and former.incarnation == agent.incarnation
-            if is_same_agent and self.status(former.name).session == 0:
-                found[allocation.id] = allocation
-        return list(found.values())
 
     def snapshot(self) -> Snapshot:
         """Return the durable tables whole."""
@@ -189,6 +184,7 @@ class Fleet:
         draft._leases = Deadlines(draft.expires)
         draft._waits = Deadlines(draft.wait_until)
         draft._views = dict(self.view(0.0).nodes)
+        draft._log = ChangeLog(self._log)
         draft._is_draft = True
         return draft
 
@@ -382,7 +378,8 @@ class Fleet:
 
     def _grant(self, event: e.AllocationGranted | e.AllocationAdopted, version: int) -> None:
         before = self._require(event.id, AllocationState.GRANTED, event)
-        self._known(event.node, event)
+        for placement in event.placements:
+            self._known(placement.node, event)
         lives.require_free(event, self.claims)
         granted = lives.granted(event, version)
         if before is not None:
@@ -396,7 +393,7 @@ class Fleet:
         assert before is not None
         self.allocations[event.id] = lives.given_up(before, event, version)
         self.expires.pop(event.id, None)
-        self.unreconciled.add(before.node)
+        self.unreconciled.update(before.nodes)
 
     def _end(self, event: e.AllocationEnded, version: int) -> None:
         before = self._require(event.id, AllocationState.ENDED, event)
@@ -422,23 +419,33 @@ class Fleet:
 
     def _claim(self, allocation: Allocation) -> None:
         for device in allocation.devices:
-            claim = Claim(allocation.id, None if device.exclusive else device.memory_bytes)
+            claim = lives.claim_of(allocation.id, device)
             others = self.claims.get(device.uuid, ())
             self.claims[device.uuid] = tuple(
                 sorted((*others, claim), key=lambda one: one.allocation_id)
             )
-            self._dirty.update(dict.fromkeys(self.homes.get(device.uuid, ())))
-        add_name(self.tenants, allocation.node, allocation.id)
+            self._claims_changed(device.uuid)
+        for node in allocation.nodes:
+            add_name(self.tenants, node, allocation.id)
+            self._dirty.setdefault(node, set())
 
     def _unclaim(self, allocation: Allocation) -> None:
         for device in allocation.devices:
-            claims = self.claims.pop(device.uuid)
+            claims = self.claims.pop(device.uuid, ())
             others = tuple(claim for claim in claims if claim.allocation_id != allocation.id)
             if others:
                 self.claims[device.uuid] = others
-            self._dirty.update(dict.fromkeys(self.homes.get(device.uuid, ())))
-        drop_name(self.tenants, allocation.node, allocation.id)
+            self._claims_changed(device.uuid)
+        for node in allocation.nodes:
+            drop_name(self.tenants, node, allocation.id)
+            self._dirty.setdefault(node, set())
         self.capacity_version += 1
+
+    def _claims_changed(self, uuid: str) -> None:
+        for node in self.homes.get(uuid, ()):
+            claimed = self._dirty.setdefault(node, set())
+            if claimed is not None:
+                claimed.add(uuid)
 
     def _lease(self, id_: str, since: float) -> None:
         """Let the lease run for its TTL from `since`."""
@@ -484,6 +491,7 @@ class Fleet:
             fresh_until = after.last_sample_at + INTERVALS_FRESH * interval
             if self.fresh_until.get(name, 0.0) < event.at <= fresh_until:
                 self.capacity_version += 1
+                self._log.add(name)
             self.fresh_until[name] = fresh_until
 
     def _remember_commands(self, event: e.CommandsSent) -> None:
@@ -491,6 +499,6 @@ class Fleet:
         if status.session != event.session:
             return
         # What is over is not needed any more: without this a long stream would be remembered whole.
-        live = {*self.allocations_on(event.node), *(status.held or ())}
+        live = {*allocations_on(self, event.node), *(status.held or ())}
         sent = {id_: c for id_, c in self.sent[event.node].items() if id_ in live}
         self.sent[event.node] = {**sent, **{c.allocation_id: c for c in event.commands}}

@@ -1,4 +1,4 @@
-"""Which GPUs a node has: those that it reads, and those it had before and cannot read now.
+"""What a node has: GPUs that it reads, those it had before and cannot read now, and its host.
 
 A GPU that falls off the bus, or on which the driver hangs, stays a GPU of its node: what claims it
 is shown there, and when it answers again nothing has to be stored. So what is stored is what sits
@@ -13,12 +13,14 @@ from stoker.aggregator.model import Gpu, MissingGpu, NodeFacts
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """The GPUs of a node and what drives them, as its agent told."""
+    """The GPUs of a node, what drives them, and what the host has beside, as its agent told."""
 
     driver_version: str
     cuda_version: str
     gpus: tuple[Gpu, ...]  # that can be read
     missing: tuple[MissingGpu, ...] = ()
+    cpu_milli: int | None = None  # of the host, in thousandths of a core; None: not known
+    host_memory_bytes: int | None = None
 
     def uuids(self) -> dict[int, str]:
         """Return the UUID of each of the agent's short numbers."""
@@ -62,5 +64,7 @@ def with_inventory(facts: NodeFacts, inventory: Inventory, known: NodeFacts | No
         facts,
         driver_version=inventory.driver_version,
         cuda_version=inventory.cuda_version,
+        cpu_milli=inventory.cpu_milli,
+        host_memory_bytes=inventory.host_memory_bytes,
         gpus=tuple(sorted(gpus, key=lambda gpu: gpu.index)) if kept else inventory.gpus,
     )

@@ -19,8 +19,14 @@ WAIT_SECONDS_MAX = 2_592_000.0  # 30 days
 RELEASE_WAIT_SECONDS_MAX = 60.0
 PRIORITY_MAX = 1_000_000
 GPUS_MAX = 1024
+GANG_NODES_MAX = 1024
+MODELS_MAX = 32
+CPU_MILLI_MAX = 1_000_000_000
 INTERVAL_SECONDS_MAX = 3600.0
 DRAIN_SECONDS_MAX = 2_592_000.0  # 30 days
+NUMA_NODE_MAX = 1023  # the kernel's own
+NVLINKS_PER_GPU_MAX = 1024
+MIG_DEVICES_PER_GPU_MAX = 64
 # Of one node: those that are there, and those that once were and are missed.
 JUDGED_GPUS_MAX = 2 * GPUS_PER_NODE_MAX
 # As many as agents tell: where every link of an NVLink card is down there is a fault for each, and

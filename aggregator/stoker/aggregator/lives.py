@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from stoker.aggregator import events as e
-from stoker.aggregator.model import TRANSITIONS, Allocation, AllocationState, Claim
+from stoker.aggregator.model import TRANSITIONS, Allocation, AllocationState, Claim, Device
 
 
 class InvalidTransition(Exception):
@@ -22,12 +22,35 @@ def require_free(
     event: e.AllocationGranted | e.AllocationAdopted, claims: Mapping[str, tuple[Claim, ...]]
 ) -> None:
     """Raise InvalidTransition unless nobody's claims stand against the event's devices."""
-    if not 0 < len({device.uuid for device in event.devices}) == len(event.devices):
-        raise InvalidTransition(f"{event}: no devices, or one twice")
-    for device in event.devices:
+    nodes = [placement.node for placement in event.placements]
+    devices = [device for placement in event.placements for device in placement.devices]
+    uuids = {device.mig_device_uuid or device.uuid for device in devices}
+    if not 0 < len(set(nodes)) == len(nodes) or len(uuids) < len(devices):
+        raise InvalidTransition(f"{event}: no node, or one twice, or a device twice")
+    if len(devices) < event.request.gpus:
+        raise InvalidTransition(f"{event}: fewer devices than asked for")
+    for device in devices:
         others = claims.get(device.uuid, ())
-        if others and (device.exclusive or any(c.memory_bytes is None for c in others)):
+        if any(excludes(claim_of(event.id, device), other) for other in others):
             raise InvalidTransition(f"{event}: GPU {device.uuid} is taken by {others}")
+
+
+def claim_of(allocation_id: str, device: Device) -> Claim:
+    """Return what the allocation takes of the device's GPU."""
+    return Claim(
+        allocation_id,
+        None if device.exclusive else device.memory_bytes,
+        device.compute_milli or 0,
+        device.mig_device_uuid,
+    )
+
+
+def excludes(one: Claim, other: Claim) -> bool:
+    """Whether no GPU can bear both: one of them is for all of it, or both for one MIG device."""
+    if one.mig_device_uuid and other.mig_device_uuid:
+        return one.mig_device_uuid == other.mig_device_uuid
+    is_partitioned = bool(one.mig_device_uuid or other.mig_device_uuid)
+    return is_partitioned or one.memory_bytes is None or other.memory_bytes is None
 
 
 def requested(event: e.AllocationRequested, version: int) -> Allocation:
@@ -55,8 +78,7 @@ def granted(event: e.AllocationGranted | e.AllocationAdopted, version: int) -> A
         requested_at=requested_at,
         version=version,
         idempotency_key=key,
-        node=event.node,
-        devices=event.devices,
+        placements=event.placements,
         granted_at=event.at,
     )
 

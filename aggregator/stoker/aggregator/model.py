@@ -38,54 +38,141 @@ TRANSITIONS: Mapping[AllocationState | None, Mapping[AllocationState, tuple[str,
 }
 
 
+class GpuTopology(StrEnum):
+    """How the GPUs of an allocation shall lie to each other on their node."""
+
+    ANY = "any"
+    NUMA = "numa"  # all on one memory node of the host
+    NVLINK = "nvlink"  # each linked to each by NVLink, directly or through NVSwitches
+
+
+COMPUTE_MILLI = 1000  # all of a GPU's compute, in thousandths
+MIG_ANY = "any"  # the smallest MIG device that has the memory
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a client asks for; `wire` makes it from the message and refuses what is out of range."""
+    """What a client asks for; `wire` makes it from the message and refuses what is out of range.
 
-    gpus: int  # whole GPUs on one node; 1 for a share
+    Whole GPUs, a share of one GPU (`memory_bytes` and/or `compute_milli`), or a MIG device
+    (`mig_profile`). `gpus` is 0 only for replays of recorded workloads, which also have tasks that
+    take CPU alone.
+    """
+
+    gpus: int  # whole GPUs on each node; 1 for a share and for a MIG device
     holder: str
     ttl_seconds: float
-    memory_bytes: int | None = None  # a share of one GPU; None: whole GPUs, exclusive
-    model: str | None = None
+    memory_bytes: int | None = None  # of a share; with `mig_profile`: at least so many
+    compute_milli: int | None = None  # of a share; alone it takes the same part of the memory
+    mig_profile: str | None = None  # "1g.10gb", or MIG_ANY
+    nodes: int = 1  # more than one: a gang, all or nothing
+    cpu_milli: int = 0  # on each node; so is the next
+    host_memory_bytes: int = 0
+    models: tuple[str, ...] = ()  # any of these; none: any at all
+    gpu_memory_min_bytes: int = 0
+    compute_capability_min: tuple[int, int] | None = None
+    driver_version_min: tuple[int, ...] | None = None
     pool: str | None = None
     node: str | None = None
     host_boot_id: str | None = None  # only nodes under this kernel boot: the caller's own host
+    node_labels: Mapping[str, str] | None = None  # only nodes that have these
+    gpu_topology: GpuTopology = GpuTopology.ANY
+    gpu_topology_required: bool = False  # otherwise it is preferred
+    same_label: str | None = None  # of a gang: a node label whose value all nodes share
+    same_label_required: bool = False
+    service: str | None = None  # what follows speaks of allocations of the same
+    anti_affinity: str | None = None  # never on the same "gpu", "node", or value of a node label
+    spread: str | None = None  # preferred where fewest are: "gpu", "node", or a node label
+    near_service: str | None = None  # preferred on a node where that service is
+    preferred_gpu_uuid: str | None = None
+    duration_seconds: float | None = None  # expected; None: not known
+    movable: bool = False  # its holder agrees to be asked to move
     labels: Mapping[str, str] | None = None
     priority: int = 0
 
     def __post_init__(self) -> None:
-        if self.gpus < 1:
-            raise ValueError(f"a request for {self.gpus} GPUs")
-        if self.memory_bytes is not None and (self.memory_bytes < 1 or self.gpus > 1):
-            raise ValueError(f"a request for {self.memory_bytes} bytes of {self.gpus} GPUs")
+        if self.gpus < 0 or self.nodes < 1 or (self.gpus == 0 and self.cpu_milli == 0):
+            raise ValueError(f"a request for {self.gpus} GPUs on {self.nodes} nodes")
+        is_part = self.is_share or self.mig_profile is not None
+        if is_part and (self.gpus != 1 or self.nodes != 1):
+            raise ValueError(f"a part of a GPU on {self.nodes} nodes with {self.gpus} GPUs each")
+        if self.memory_bytes is not None and self.memory_bytes < 1:
+            raise ValueError(f"a request for {self.memory_bytes} bytes")
+        if self.compute_milli is not None and not 0 < self.compute_milli <= COMPUTE_MILLI:
+            raise ValueError(f"a request for {self.compute_milli} thousandths of a GPU")
 
     @property
     def is_share(self) -> bool:
-        """Whether it is for a part of one GPU."""
-        return self.memory_bytes is not None
+        """Whether it is for a part of one GPU's memory and compute, beside others."""
+        if self.mig_profile is not None:
+            return False
+        return self.memory_bytes is not None or self.compute_milli is not None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is for whole GPUs."""
+        return not self.is_share and self.mig_profile is None
+
+    @property
+    def gpus_total(self) -> int:
+        """How many GPUs it takes, or takes a part of."""
+        return self.gpus * self.nodes
 
     def is_same_wish(self, other: "Request") -> bool:
         """Whether both ask for the same; no labels and empty labels are the same."""
-        mine, theirs = replace(self, labels=None), replace(other, labels=None)
-        return mine == theirs and dict(self.labels or {}) == dict(other.labels or {})
+        mine = replace(self, labels=None, node_labels=None)
+        theirs = replace(other, labels=None, node_labels=None)
+        return (
+            mine == theirs
+            and dict(self.labels or {}) == dict(other.labels or {})
+            and dict(self.node_labels or {}) == dict(other.node_labels or {})
+        )
+
+    def share_bytes(self, memory_total_bytes: int) -> int:
+        """Return the bytes that a share takes of a GPU with so many."""
+        if self.memory_bytes is not None:
+            return self.memory_bytes
+        assert self.compute_milli is not None, f"no share: {self}"
+        return memory_total_bytes * self.compute_milli // COMPUTE_MILLI
 
     def described(self) -> str:
         """Return the wish in a few words: `2 x H100-80GB` or `20 GiB of one GPU`."""
-        model = self.model or "GPU"
-        if self.memory_bytes is not None:
-            return f"{format_bytes(self.memory_bytes)} of one {model}"
-        return f"{self.gpus} x {model}"
+        model = " or ".join(self.models) or "GPU"
+        if self.mig_profile is not None:
+            profile = "MIG device" if self.mig_profile == MIG_ANY else f"MIG {self.mig_profile}"
+            least = f" with {format_bytes(self.memory_bytes)}" if self.memory_bytes else ""
+            return f"one {profile}{least} of a {model}"
+        if self.is_share:
+            parts = [] if self.memory_bytes is None else [format_bytes(self.memory_bytes)]
+            if self.compute_milli is not None:
+                parts.append(f"{self.compute_milli / 10:g} % of the compute")
+            return f"{' and '.join(parts)} of one {model}"
+        if self.gpus == 0:
+            return f"{self.cpu_milli / 1000:g} CPUs"
+        each = f"{self.gpus} x {model}"
+        return each if self.nodes == 1 else f"{self.nodes} nodes with {each} each"
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """One GPU, or a share of it, that an allocation holds."""
+    """One GPU, a share of it, or one of its MIG devices, that an allocation holds."""
 
-    uuid: str
+    uuid: str  # the GPU's
     model: str
     index: int
-    memory_bytes: int  # its share, or all of the GPU's memory
-    exclusive: bool
+    memory_bytes: int  # its share, or all of the memory of the GPU or MIG device
+    exclusive: bool  # the whole GPU
+    compute_milli: int | None = None  # None: none is promised, or all of it (exclusive)
+    mig_device_uuid: str = ""  # empty: the GPU itself
+    mig_profile: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """What an allocation holds on one node; beside its devices the request's CPU and memory."""
+
+    node: str
+    devices: tuple[Device, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +189,40 @@ class Allocation:
     version: int  # resource version of its last change
     idempotency_key: str = ""
     wait_until: float | None = None  # while waiting: when it gives up
-    node: str = ""
-    devices: tuple[Device, ...] = ()
+    placements: tuple[Placement, ...] = ()  # one for each node, of a gang several
     granted_at: float | None = None
     ended_at: float | None = None
     reason: str = ""  # why it is being given up, or ended
+
+    @property
+    def node(self) -> str:
+        """The node that hosts it, the first of a gang's; empty while it waits."""
+        return self.placements[0].node if self.placements else ""
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """The nodes that host it."""
+        return tuple(placement.node for placement in self.placements)
+
+    @property
+    def devices(self) -> tuple[Device, ...]:
+        """What it holds, on all of its nodes."""
+        return tuple(device for placement in self.placements for device in placement.devices)
+
+    def devices_on(self, node: str) -> tuple[Device, ...]:
+        """Return what it holds on that node."""
+        return next((each.devices for each in self.placements if each.node == node), ())
+
+
+@dataclass(frozen=True, slots=True)
+class MigDevice:
+    """A compute instance in a GPU instance of a card in MIG mode."""
+
+    uuid: str  # "MIG-..."
+    profile: str  # "1g.10gb"; with a smaller compute instance "1c.2g.20gb"
+    memory_total_bytes: int  # of its GPU instance
+    gpu_instance_id: int
+    compute_instance_id: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +241,10 @@ class Gpu:
     minor_number: int | None = None
     vbios_version: str = ""
     mig_enabled: bool | None = None  # None: the card has no MIG mode
+    numa_node: int | None = None  # the host's memory node nearest to it; None: not known
+    nvlink_peers: tuple[tuple[str, int], ...] = ()  # GPU UUID, active links to it
+    nvswitch_links: int = 0  # active links to NVSwitches
+    mig_devices: tuple[MigDevice, ...] = ()  # complete while MIG mode is on
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +273,8 @@ class NodeFacts:
     cuda_version: str = ""
     # Also those that cannot be read now: which those are is `NodeStatus.missing`, and not durable.
     gpus: tuple[Gpu, ...] = ()
+    cpu_milli: int | None = None  # of the host, in thousandths of a core; None: not known
+    host_memory_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +294,8 @@ class Claim:
 
     allocation_id: str
     memory_bytes: int | None  # None: the whole GPU
+    compute_milli: int = 0  # that a share was promised
+    mig_device_uuid: str = ""  # not empty: that device, and nothing else of the GPU
 
 
 # Eight of these come with every frame of a node: made as a dataclass they took half of the time
@@ -248,6 +372,7 @@ class Process:
     allocation_id: str = ""  # empty: the agent found it to be nobody's of ours
     started_at: float | None = None
     owner: Owner | None = None  # beyond its user; None: nothing is known
+    gpu_instance_id: int | None = None  # of MIG; None: the whole GPU, or not told
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,6 +396,11 @@ class HeldAllocation:
     ttl_seconds: float
     held_since: float
     is_leaving: bool = False  # the node was told to let go of it, and has not been heard to have
+    mig_device_uuids: tuple[str, ...] = ()  # empty: the GPUs themselves
+    compute_milli: int | None = None
+    cpu_milli: int = 0
+    host_memory_bytes: int = 0
+    gang_nodes: int = 1  # how many nodes hold a part of it
 
 
 class DriverState(StrEnum):
@@ -376,10 +506,19 @@ class Refusals:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Where a request would go."""
+    """Where a request would go: one placement for each of its nodes."""
 
-    node: str
-    devices: tuple[Device, ...]
+    placements: tuple[Placement, ...]
+
+    @property
+    def node(self) -> str:
+        """The first of its nodes."""
+        return self.placements[0].node
+
+    @property
+    def devices(self) -> tuple[Device, ...]:
+        """What it takes, on all of its nodes."""
+        return tuple(device for placement in self.placements for device in placement.devices)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,29 +6,37 @@ pool or node) pass each other.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import fields, replace
+from operator import attrgetter
 
-from stoker.aggregator.feasibility import could_ever_fit
 from stoker.aggregator.model import Allocation, Request
-from stoker.aggregator.views import FleetView
+from stoker.aggregator.placing.filters import could_ever_fit
+from stoker.aggregator.placing.parts import parts_max
+from stoker.aggregator.views import FleetView, NodeView
 
-# What decides where a request could ever go; see feasibility.LASTING_FILTERS.
-Shape = tuple[int, int | None, str | None, str | None, str | None, str | None]
+# What two requests have in common that could go to the same nodes, now and ever: every field but
+# those below.
+Shape = tuple[object, ...]
+
+# Fields of a request that decide about no node. What it prefers decides which of several nodes.
+INDIFFERENT = frozenset(
+    (
+        *("holder", "ttl_seconds", "labels", "priority", "duration_seconds", "movable"),
+        *("spread", "near_service", "preferred_gpu_uuid"),
+    )
+)
+_NAMES = [f.name for f in fields(Request) if f.name not in {*INDIFFERENT, "node_labels"}]
+_deciding: Callable[[Request], Shape] = attrgetter(*_NAMES)
 
 # Shapes of request that are remembered with their nodes; beyond that all are worked out again.
 _SHAPES_MAX = 256
 
 
 def shape_of(request: Request) -> Shape:
-    """Return what two requests have in common that could ever go to the same nodes."""
-    return (
-        request.gpus,
-        request.memory_bytes,
-        request.model,
-        request.pool,
-        request.node,
-        request.host_boot_id,
-    )
+    """Return what two requests have in common that the same nodes refuse for the same reasons."""
+    labels = request.node_labels
+    return (*_deciding(request), tuple(sorted(labels.items())) if labels else ())
 
 
 class Hosts:
@@ -49,9 +57,7 @@ class Hosts:
         shape = shape_of(request)
         nodes = self._nodes_of.get(shape)
         if nodes is None:
-            nodes = self._nodes_of[shape] = frozenset(
-                name for name, node in view.nodes.items() if could_ever_fit(request, node, view)
-            )
+            nodes = self._nodes_of[shape] = _ever_hosts(request, view)
         return nodes
 
 
@@ -105,3 +111,35 @@ def kept_ahead_of(
             break
         kept.keep_for(waiting)
     return kept
+
+
+def _ever_hosts(request: Request, view: FleetView) -> frozenset[str]:
+    """Return the nodes that would host (a part of) the request once they were free.
+
+    A gang that the fleet could never host has none, though single nodes could take a part.
+    """
+    able = [node for node in view.nodes.values() if could_ever_fit(request, node, view)]
+    if request.nodes > 1:
+        able = _for_gang(request, able, view)
+    return frozenset(node.name for node in able)
+
+
+def _for_gang(request: Request, able: list[NodeView], view: FleetView) -> list[NodeView]:
+    if request.gpus == 0:
+        return able if parts_max(request, able).count >= request.nodes else []
+    models = {model for node in able for model in node.free_by_model}
+    hosts: dict[str, NodeView] = {}
+    for model in models:  # all GPUs of one allocation are of one
+        of_model = replace(request, models=(model,))
+        alike = [node for node in able if could_ever_fit(of_model, node, view)]
+        if parts_max(request, alike).count >= request.nodes:
+            hosts.update((node.name, node) for node in alike)
+    return list(hosts.values())
+
+
+def kept_for(waiting: Iterable[Allocation], view: FleetView) -> dict[str, str]:
+    """Return the nodes kept for these, in their order: node -> the first it is kept for."""
+    kept = Kept(view)
+    for each in waiting:
+        kept.keep_for(each)
+    return kept.nodes

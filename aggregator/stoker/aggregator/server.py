@@ -11,10 +11,12 @@ import grpc
 from grpc import aio
 from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
 
+from stoker.aggregator import compiled
 from stoker.aggregator.api import FleetService
+from stoker.aggregator.api_services import RoutingService
 from stoker.aggregator.config import Settings
 from stoker.aggregator.control import Control
-from stoker.aggregator.exporter import Exporter
+from stoker.aggregator.exporter import Exporter, in_the_loop
 from stoker.aggregator.failures import CallFailure
 from stoker.aggregator.findings import Findings
 from stoker.aggregator.health import SERVICE as HEALTH
@@ -22,20 +24,25 @@ from stoker.aggregator.health import Health
 from stoker.aggregator.ledger import Ledger
 from stoker.aggregator.meters import Meters
 from stoker.aggregator.picture import Picture, take_picture
+from stoker.aggregator.placing.placer import Placer
 from stoker.aggregator.ports import check_free, in_use
 from stoker.aggregator.rpc import add_service
+from stoker.aggregator.service_metrics import ServiceCollector
 from stoker.aggregator.sessions import AgentLink
 from stoker.aggregator.store import OnCommit, Store
 from stoker.core.addresses import Address
 from stoker.core.clock import Clock
 from stoker.core.errors import StoreError
 from stoker.core.sdnotify import Notifier
-from stoker.v1 import agent_pb2, fleet_pb2
+from stoker.v1 import agent_pb2, fleet_pb2, services_pb2
 
 # Where a running aggregator says how to reach it: {"pid", "version", "listen", "metrics"}.
 RUNNING_NAME = "aggregator.json"
+# The folder of the compiled loops of placement; may be deleted at any time.
+COMPILED_NAME = "compiled"
 LINK = agent_pb2.DESCRIPTOR.services_by_name["AgentLink"]
 FLEET = fleet_pb2.DESCRIPTOR.services_by_name["Fleet"]
+SERVICES = services_pb2.DESCRIPTOR.services_by_name["Services"]
 # A request, a hello or a frame is a few kilobytes; a message beyond this is refused unread.
 MESSAGE_BYTES_MAX = 4 << 20
 # Streams of agents, waiting requests and watches at once; more are refused.
@@ -105,16 +112,27 @@ class Aggregator:
     async def _serve(self, ledger: Ledger, meters: Meters) -> None:
         link = AgentLink(ledger, meters, self._clock, self._version)
         policy, findings = self._settings.cordoning, Findings(self._settings.lemons)
-        control = Control(ledger, link, meters, self._clock, policy, findings)
+        placer = Placer(self._settings.policies)
+        control = Control(ledger, link, meters, self._clock, policy, findings, placer)
         service = FleetService(
-            ledger, control, meters, self._clock, self._version, policy, findings
+            ledger,
+            control,
+            meters,
+            self._clock,
+            self._version,
+            policy,
+            findings,
+            self._settings.rebalance,
+            placer,
         )
-        health = Health((LINK.full_name, FLEET.full_name))
+        routing = RoutingService(ledger.fleet, self._clock)
+        health = Health((LINK.full_name, FLEET.full_name, SERVICES.full_name))
         server = aio.server(options=_OPTIONS, maximum_concurrent_rpcs=CALLS_MAX)
         add_service(server, LINK, {"Connect": link.connect})
         add_service(server, FLEET, service.methods())
+        add_service(server, SERVICES, routing.methods())
         add_service(server, HEALTH, health.methods())
-        names = (each.full_name for each in (LINK, FLEET, HEALTH))
+        names = (each.full_name for each in (LINK, FLEET, SERVICES, HEALTH))
         reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), server)
         self.address = _bind(server, self._settings.listen)
 
@@ -122,6 +140,7 @@ class Aggregator:
             return take_picture(ledger.fleet, self._clock.now(), policy, findings)
 
         exporter = Exporter(self._settings.metrics_listen, picture, meters, self._version)
+        meters.registry.register(ServiceCollector(in_the_loop(routing.picture)))
         self.metrics_address = exporter.address
         running = self._settings.data_dir / RUNNING_NAME
         try:
@@ -129,7 +148,10 @@ class Aggregator:
                 loops = [
                     tasks.create_task(control.run(), name="control"),
                     tasks.create_task(link.run(), name="acknowledgements"),
+                    tasks.create_task(routing.run(), name="routing"),
+                    tasks.create_task(service.rebalancing.run(), name="rebalancing"),
                     tasks.create_task(self._watch_health(control, health), name="health"),
+                    tasks.create_task(self._compile(placer, ledger), name="compiling"),
                 ]
                 await control.turned()
                 await server.start()
@@ -138,7 +160,7 @@ class Aggregator:
                 await self._stopping.wait()
                 self._tell(STOPPING="1")
                 health.set(is_serving=False)
-                await _stop_serving(server, link)
+                await _stop_serving(server, link, routing)
                 for each in loops:
                     each.cancel()
         finally:
@@ -165,6 +187,16 @@ class Aggregator:
                 self._tell(WATCHDOG="1", STATUS=f"serving on {self.address}")
             last = trouble
             await self._clock.sleep(HEALTH_SECONDS)
+
+    async def _compile(self, placer: Placer, ledger: Ledger) -> None:
+        """Have placement run compiled once the fleet is worth it."""
+        await compiled.run_when_worth_it(
+            placer.use,
+            lambda: len(ledger.fleet.homes),
+            self._settings.compile_from_gpus,
+            self._settings.data_dir / COMPILED_NAME,
+            self._clock,
+        )
 
     def _announce(self, path: Path) -> None:
         facts = {
@@ -197,10 +229,11 @@ def _bind(server: aio.Server, address: Address) -> Address:
         raise in_use(address, "listen") from error
 
 
-async def _stop_serving(server: aio.Server, link: AgentLink) -> None:
-    """End the streams of agents with a word, give short calls time to end, cut off the rest."""
+async def _stop_serving(server: aio.Server, link: AgentLink, routing: RoutingService) -> None:
+    """End streams with a word, give short calls time to end, cut off the rest."""
     leaving = CallFailure(grpc.StatusCode.UNAVAILABLE, "STOPPING", "the aggregator is stopping")
     link.close(leaving)
+    routing.close(leaving)
     await server.stop(STOP_SECONDS)
 
 

@@ -1,21 +1,24 @@
 """The fleet as deciders see it: immutable values made from registered facts, claims and reports."""
 
-from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import assert_never
 
+from stoker.aggregator.changelog import ChangeLog
 from stoker.aggregator.model import (
+    COMPUTE_MILLI,
+    Allocation,
     Assignment,
     Claim,
     DriverState,
     Gpu,
+    MigDevice,
     MissingGpu,
     Node,
     NodeStatus,
+    Placement,
     Process,
 )
-from stoker.aggregator.scoring import share_score
 from stoker.aggregator.verdicts import Condition, GpuCordon
 from stoker.core.units import format_duration
 
@@ -38,11 +41,8 @@ class GpuView:
     reserved_bytes: int  # kept by the driver
     is_free: bool  # a whole-GPU request could take it
     room_bytes: int  # a share could take: total less the driver's, all shares, foreign processes
-
-    @property
-    def share_score(self) -> tuple[bool, int]:
-        """How well a share fits on it, if at all; lower is better."""
-        return share_score(bool(self.claims), self.room_bytes)
+    compute_free_milli: int  # a share could be promised; 0 where it could have no memory either
+    mig_free: tuple[MigDevice, ...]  # that a request could take
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +55,15 @@ class NodeView:
     problem: str  # why nothing at all can be placed, apart from staleness and cordon; empty: none
     gpus: tuple[GpuView, ...]
     missing: tuple[MissingGpu, ...]  # all that are out of use, also those that nobody ever read
+    cpu_free_milli: int | None  # that no allocation holds; None: the node tells of no CPUs
+    host_memory_free_bytes: int | None
+    # Service -> the GPUs that its allocations hold here, one for each device; ("",) for none.
+    services: Mapping[str, tuple[str, ...]]
     assignments_unknown: str  # why it is not known what others have handed out; empty: it is
     cordoned_gpus: int  # one by one; the node's own cordon is `node.cordoned`
     free_gpus: int
     free_by_model: Mapping[str, int]  # of every model that the node has
     room_bytes_max: int  # the largest share that one of its GPUs can take
-    tightest_first: tuple[GpuView, ...]  # by `share_score`
 
     @property
     def name(self) -> str:
@@ -83,6 +86,18 @@ class FleetView:
     fresh_until: Mapping[str, float]
     # Rises when other nodes than before could host a request once they were free.
     hosts_version: int = 0
+    statuses: Mapping[str, NodeStatus] = field(default_factory=dict[str, NodeStatus])
+    allocations: Mapping[str, Allocation] = field(default_factory=dict[str, Allocation])
+    # Which of `nodes` are others than they were, or fresh where they were not.
+    log: ChangeLog = field(default_factory=ChangeLog)
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """A node as it was, of which nothing but its tenants and the claims on some GPUs changed."""
+
+    before: NodeView
+    uuids: Collection[str]  # of those GPUs
 
 
 def view_node(
@@ -90,25 +105,40 @@ def view_node(
     claims: Mapping[str, tuple[Claim, ...]],
     status: NodeStatus,
     conditions: Mapping[str, Condition],
+    tenants: Sequence[Allocation] = (),
+    claimed: Claimed | None = None,
 ) -> NodeView:
-    """Return the node as placement sees it; `claims` and `conditions` are by GPU UUID."""
+    """Return the node as placement sees it; `claims` and `conditions` are by GPU UUID.
+
+    `tenants`: the allocations that hold something on it, or have not been seen to let go. With
+    `claimed` only what can have changed is looked at; the answer is the same.
+    """
     holds: dict[str, list[str]] = {}
     for held in (status.held or {}).values():
         for uuid in held.gpu_uuids:
             holds.setdefault(uuid, []).append(held.id)
-    gpus = tuple(
-        view_gpu(
-            gpu,
-            claims.get(gpu.uuid, ()),
-            holds.get(gpu.uuid, ()),
-            status,
-            condition.cordon if (condition := conditions.get(gpu.uuid)) else None,
+
+    def seen(gpu: Gpu) -> GpuView:
+        condition = conditions.get(gpu.uuid)
+        cordon = condition.cordon if condition is not None else None
+        own = claims.get(gpu.uuid, ())
+        return view_gpu(gpu, own, holds.get(gpu.uuid, ()), status, cordon)
+
+    if claimed is None:
+        gpus = tuple(seen(gpu) for gpu in node.facts.gpus)
+        cordoned = sum(gpu.cordon is not None for gpu in gpus)
+    else:
+        changed = claimed.uuids
+        gpus = tuple(
+            [seen(one.gpu) if one.gpu.uuid in changed else one for one in claimed.before.gpus]
         )
-        for gpu in node.facts.gpus
-    )
-    free: Counter[str] = Counter()
+        cordoned = claimed.before.cordoned_gpus
+    free: dict[str, int] = {}
+    room_bytes_max = 0
     for gpu in gpus:
-        free[gpu.gpu.model] += gpu.is_free
+        model = gpu.gpu.model
+        free[model] = free.get(model, 0) + gpu.is_free
+        room_bytes_max = max(room_bytes_max, gpu.room_bytes)
     return NodeView(
         node=node,
         connected=status.session != 0,
@@ -116,12 +146,16 @@ def view_node(
         problem=_problem(status),
         gpus=gpus,
         missing=status.missing,
+        cpu_free_milli=_left(node.facts.cpu_milli, (t.request.cpu_milli for t in tenants)),
+        host_memory_free_bytes=_left(
+            node.facts.host_memory_bytes, (t.request.host_memory_bytes for t in tenants)
+        ),
+        services=_services(node.facts.name, tenants),
         assignments_unknown=status.processes.assignments_unknown if status.processes else "",
-        cordoned_gpus=sum(gpu.cordon is not None for gpu in gpus),
-        free_gpus=free.total(),
+        cordoned_gpus=cordoned,
+        free_gpus=sum(free.values()),
         free_by_model=free,
-        room_bytes_max=max((gpu.room_bytes for gpu in gpus), default=0),
-        tightest_first=tuple(sorted(gpus, key=lambda gpu: gpu.share_score)),
+        room_bytes_max=room_bytes_max,
     )
 
 
@@ -137,7 +171,7 @@ def view_gpu(
     A process is foreign unless it belongs to an allocation that has this GPU. What the node holds
     and the ledger does not know is adopted or dropped; until then nobody else gets the GPU. What
     the kubelet or Slurm has handed out is in use though it may be idle; where that is not known,
-    any GPU may be.
+    any GPU may be. A card in MIG mode gives nothing but its MIG devices.
     """
     sample = (status.samples or {}).get(gpu.uuid)
     reserved = sample.memory_reserved_bytes or 0 if sample else 0
@@ -152,9 +186,11 @@ def view_gpu(
     assigned = tuple(each for each in assignments if each.gpu_uuid == gpu.uuid)
     is_ours_to_give = not assigned and not (table is not None and table.assignments_unknown)
     strays = tuple(id_ for id_ in held_for if id_ not in ours)
-    # With MIG on, a card gives nothing but its instances: the whole card runs no program.
-    is_whole = not strays and not gpu.mig_enabled
-    is_usable = is_read and known and is_whole and is_ours_to_give and cordon is None
+    is_sound = is_read and known and not strays and cordon is None
+    is_usable = is_sound and is_ours_to_give and not gpu.mig_enabled
+    room_bytes = _room(gpu, claims, foreign, reserved) if is_usable else 0
+    promised = sum(claim.compute_milli for claim in claims)
+    told = table is not None and not table.assignments_unknown
     return GpuView(
         gpu=gpu,
         claims=claims,
@@ -167,7 +203,9 @@ def view_gpu(
         processes_known=known,
         reserved_bytes=reserved,
         is_free=is_usable and not claims and not foreign,
-        room_bytes=_room(gpu, claims, foreign, reserved) if is_usable else 0,
+        room_bytes=room_bytes,
+        compute_free_milli=max(0, COMPUTE_MILLI - promised) if room_bytes else 0,
+        mig_free=_mig_free(gpu, claims, foreign, assigned) if is_sound and told else (),
     )
 
 
@@ -220,6 +258,25 @@ def driver_problem(driver: DriverState, reason: str) -> str:
             assert_never(driver)
 
 
+def name_nodes(names: Sequence[str]) -> str:
+    """Return `node a`, or `nodes a, b and 3 more`."""
+    return f"node{'s' if len(names) > 1 else ''} {name_some(list(names))}"
+
+
+def describe_placements(placements: Sequence[Placement]) -> str:
+    """Return `node a, GPU 0, 1`, of a gang for each of the first few nodes."""
+    shown: list[str] = []
+    for placement in placements:
+        what = ", ".join(
+            f"{each.index} ({each.mig_profile})" if each.mig_profile else str(each.index)
+            for each in placement.devices
+        )
+        shown.append(f"node {placement.node}" + (f", GPU {what}" if what else ""))
+    return "; ".join(shown[:_NAMED_MAX]) + (
+        f"; {len(shown) - _NAMED_MAX} more nodes" if len(shown) > _NAMED_MAX else ""
+    )
+
+
 def name_some(names: list[str]) -> str:
     """Return the names for a sentence, the first few of them and how many more there are."""
     more = f" and {len(names) - _NAMED_MAX} more" if len(names) > _NAMED_MAX else ""
@@ -239,6 +296,45 @@ def _room(
             return 0  # nobody knows how much is left
         taken += process.memory_used_bytes
     return max(0, gpu.memory_total_bytes - taken)
+
+
+def _mig_free(
+    gpu: Gpu,
+    claims: tuple[Claim, ...],
+    foreign: tuple[Process, ...],
+    assigned: tuple[Assignment, ...],
+) -> tuple[MigDevice, ...]:
+    """Return the card's MIG devices that nobody has; none where somebody may have any of them."""
+    if not gpu.mig_enabled:
+        return ()
+    if any(not claim.mig_device_uuid for claim in claims):
+        return ()
+    if any(not each.mig_device_uuid for each in assigned):
+        return ()
+    if any(process.gpu_instance_id is None for process in foreign):
+        return ()
+    taken = {claim.mig_device_uuid for claim in claims}
+    taken.update(each.mig_device_uuid for each in assigned)
+    # Compute instances of one GPU instance share its memory: a process is told by the latter.
+    busy = {process.gpu_instance_id for process in foreign}
+    return tuple(
+        each
+        for each in gpu.mig_devices
+        if each.uuid not in taken and each.gpu_instance_id not in busy
+    )
+
+
+def _left(total: int | None, taken: Iterable[int]) -> int | None:
+    return None if total is None else max(0, total - sum(taken))
+
+
+def _services(node: str, tenants: Sequence[Allocation]) -> Mapping[str, tuple[str, ...]]:
+    found: dict[str, tuple[str, ...]] = {}
+    for tenant in tenants:
+        if tenant.request.service is not None:
+            uuids = tuple(device.uuid for device in tenant.devices_on(node)) or ("",)
+            found[tenant.request.service] = (*found.get(tenant.request.service, ()), *uuids)
+    return found
 
 
 def _problem(status: NodeStatus) -> str:

@@ -1,13 +1,14 @@
 """Messages of the agents' door to values and back; raises Malformed with the field's path."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from stoker.aggregator import limits
 from stoker.aggregator.inventories import Inventory, named, with_inventory
 from stoker.aggregator.limits import Malformed
 from stoker.aggregator.model import (
+    COMPUTE_MILLI,
     Command,
     DriverState,
     Frame,
@@ -15,6 +16,7 @@ from stoker.aggregator.model import (
     GpuSample,
     HeldAllocation,
     HoldRefusal,
+    MigDevice,
     MissingGpu,
     NodeFacts,
 )
@@ -51,7 +53,13 @@ class Hello:
         """Return the facts with GPUs; those known before, while the driver has not answered."""
         inventory = self.inventory_beside(known)
         if inventory is None and known is not None:
-            inventory = Inventory(known.driver_version, known.cuda_version, known.gpus)
+            inventory = Inventory(
+                known.driver_version,
+                known.cuda_version,
+                known.gpus,
+                cpu_milli=known.cpu_milli,
+                host_memory_bytes=known.host_memory_bytes,
+            )
         return self.facts if inventory is None else with_inventory(self.facts, inventory, known)
 
 
@@ -91,15 +99,18 @@ def read_inventory(message: agent_pb2.Inventory, field: str) -> Inventory:
     """Return the inventory as a value."""
     if len(message.gpus) > GPUS_PER_NODE_MAX:
         raise Malformed(f"{field}.gpus", f"at most {GPUS_PER_NODE_MAX}, found {len(message.gpus)}")
-    gpus = tuple(_gpu(gpu, f"{field}.gpus[{i}]") for i, gpu in enumerate(message.gpus))
+    uuids = {gpu.number: gpu.uuid for gpu in message.gpus}
+    gpus = tuple(_gpu(gpu, uuids, f"{field}.gpus[{i}]") for i, gpu in enumerate(message.gpus))
     for name, values in (
         ("number", [str(gpu.number) for gpu in gpus]),
         ("uuid", [gpu.uuid for gpu in gpus]),
+        ("mig_devices[].uuid", [each.uuid for gpu in gpus for each in gpu.mig_devices]),
     ):
         limits.unique(values, f"{field}.gpus[].{name}")
     if len(message.missing) > GPUS_PER_NODE_MAX:
         found = len(message.missing)
         raise Malformed(f"{field}.missing", f"at most {GPUS_PER_NODE_MAX}, found {found}")
+    host = message.host if message.HasField("host") else None
     return Inventory(
         driver_version=limits.text(message.driver_version, f"{field}.driver_version"),
         cuda_version=limits.text(message.cuda_version, f"{field}.cuda_version"),
@@ -112,6 +123,10 @@ def read_inventory(message: agent_pb2.Inventory, field: str) -> Inventory:
                 reason=each.reason[: limits.REASON_BYTES_MAX],
             )
             for i, each in enumerate(message.missing)
+        ),
+        cpu_milli=None if host is None else _cpu_milli(host.cpu_milli, f"{field}.host.cpu_milli"),
+        host_memory_bytes=(
+            None if host is None else limits.size(host.memory_bytes, f"{field}.host.memory_bytes")
         ),
     )
 
@@ -186,6 +201,11 @@ def command_message(command: Command) -> agent_pb2.AggregatorMessage:
         holder=command.hold.holder,
         ttl_seconds=command.hold.ttl_seconds,
         held_since=command.hold.held_since,
+        mig_device_uuids=command.hold.mig_device_uuids,
+        compute_milli=command.hold.compute_milli,
+        cpu_milli=command.hold.cpu_milli,
+        host_memory_bytes=command.hold.host_memory_bytes,
+        gang_nodes=command.hold.gang_nodes if command.hold.gang_nodes > 1 else 0,
     )
     hold = agent_pb2.Hold(allocation=held)
     return agent_pb2.AggregatorMessage(command=agent_pb2.Command(id=command.id, hold=hold))
@@ -198,7 +218,13 @@ def _id(value: str, field: str) -> str:
     return limits.text(value, field, limits.ID_BYTES_MAX, required=True)
 
 
-def _gpu(message: agent_pb2.Gpu, field: str) -> Gpu:
+def _cpu_milli(value: int, field: str) -> int:
+    if value > limits.CPU_MILLI_MAX:
+        raise Malformed(field, f"at most {limits.CPU_MILLI_MAX}, found {value}")
+    return value
+
+
+def _gpu(message: agent_pb2.Gpu, uuids: Mapping[int, str], field: str) -> Gpu:
     limit = message.power_limit_watts if message.HasField("power_limit_watts") else None
     if limit is not None:
         limits.finite(limit, f"{field}.power_limit_watts")
@@ -215,6 +241,58 @@ def _gpu(message: agent_pb2.Gpu, field: str) -> Gpu:
         minor_number=message.minor_number if message.HasField("minor_number") else None,
         vbios_version=limits.text(message.vbios_version, f"{field}.vbios_version"),
         mig_enabled=message.mig_enabled if message.HasField("mig_enabled") else None,
+        numa_node=_numa_node(message, f"{field}.numa_node"),
+        nvlink_peers=_nvlink_peers(message, uuids, f"{field}.nvlink_peers"),
+        nvswitch_links=_links(message.nvswitch_links, f"{field}.nvswitch_links"),
+        mig_devices=_mig_devices(message.mig_devices, f"{field}.mig_devices"),
+    )
+
+
+def _numa_node(message: agent_pb2.Gpu, field: str) -> int | None:
+    if not message.HasField("numa_node"):
+        return None
+    if message.numa_node > limits.NUMA_NODE_MAX:
+        raise Malformed(field, f"at most {limits.NUMA_NODE_MAX}, found {message.numa_node}")
+    return message.numa_node
+
+
+def _nvlink_peers(
+    message: agent_pb2.Gpu, uuids: Mapping[int, str], field: str
+) -> tuple[tuple[str, int], ...]:
+    """Return the GPUs that it has links to; `uuids`: those of the inventory by their numbers."""
+    peers: dict[str, int] = {}
+    for place, each in enumerate(message.nvlink_peers):
+        uuid = uuids.get(each.number)
+        if uuid is None or uuid == message.uuid or uuid in peers:
+            found = "there already" if uuid in peers else f"{each.number}"
+            problem = f"must be the number of another GPU of the inventory, found {found}"
+            raise Malformed(f"{field}[{place}].number", problem)
+        if each.links == 0:
+            raise Malformed(f"{field}[{place}].links", "must be 1 or more, found 0")
+        peers[uuid] = _links(each.links, f"{field}[{place}].links")
+    return tuple(peers.items())
+
+
+def _links(value: int, field: str) -> int:
+    if value > limits.NVLINKS_PER_GPU_MAX:
+        raise Malformed(field, f"at most {limits.NVLINKS_PER_GPU_MAX}, found {value}")
+    return value
+
+
+def _mig_devices(messages: Sequence[agent_pb2.MigDevice], field: str) -> tuple[MigDevice, ...]:
+    if len(messages) > limits.MIG_DEVICES_PER_GPU_MAX:
+        raise Malformed(field, f"at most {limits.MIG_DEVICES_PER_GPU_MAX}, found {len(messages)}")
+    return tuple(
+        MigDevice(
+            uuid=_id(each.uuid, f"{field}[{i}].uuid"),
+            profile=limits.text(each.profile, f"{field}[{i}].profile", required=True),
+            memory_total_bytes=limits.size(
+                each.memory_total_bytes, f"{field}[{i}].memory_total_bytes"
+            ),
+            gpu_instance_id=each.gpu_instance_id,
+            compute_instance_id=each.compute_instance_id,
+        )
+        for i, each in enumerate(messages)
     )
 
 
@@ -279,6 +357,17 @@ def _held_allocation(message: agent_pb2.HeldAllocation, field: str) -> HeldAlloc
         memory_bytes = limits.size(message.memory_bytes, f"{field}.memory_bytes")
         if len(uuids) > 1:
             raise Malformed(f"{field}.memory_bytes", "a share is of one GPU, found more")
+    if len(message.mig_device_uuids) > GPUS_PER_NODE_MAX:
+        found = len(message.mig_device_uuids)
+        raise Malformed(f"{field}.mig_device_uuids", f"at most {GPUS_PER_NODE_MAX}, found {found}")
+    mig_uuids = [
+        _id(uuid, f"{field}.mig_device_uuids[{i}]")
+        for i, uuid in enumerate(message.mig_device_uuids)
+    ]
+    limits.unique(mig_uuids, f"{field}.mig_device_uuids")
+    if message.gang_nodes > limits.GANG_NODES_MAX:
+        found = message.gang_nodes
+        raise Malformed(f"{field}.gang_nodes", f"at most {limits.GANG_NODES_MAX}, found {found}")
     return HeldAllocation(
         id=_id(message.id, f"{field}.id"),
         gpu_uuids=tuple(uuids),
@@ -289,7 +378,26 @@ def _held_allocation(message: agent_pb2.HeldAllocation, field: str) -> HeldAlloc
         ),
         held_since=limits.finite(message.held_since, f"{field}.held_since"),
         is_leaving=message.is_leaving,
+        mig_device_uuids=tuple(mig_uuids),
+        compute_milli=_compute_milli(message, field),
+        cpu_milli=_cpu_milli(message.cpu_milli, f"{field}.cpu_milli"),
+        host_memory_bytes=_host_memory(message, field),
+        gang_nodes=max(1, message.gang_nodes),
     )
+
+
+def _compute_milli(message: agent_pb2.HeldAllocation, field: str) -> int | None:
+    if not message.HasField("compute_milli"):
+        return None
+    if not 0 < message.compute_milli <= COMPUTE_MILLI:
+        found = message.compute_milli
+        raise Malformed(f"{field}.compute_milli", f"must be 1 to {COMPUTE_MILLI}, found {found}")
+    return message.compute_milli
+
+
+def _host_memory(message: agent_pb2.HeldAllocation, field: str) -> int:
+    value, name = message.host_memory_bytes, f"{field}.host_memory_bytes"
+    return limits.size(value, name) if value else 0
 
 
 def _refusals(messages: Iterable[agent_pb2.HoldRefusal]) -> tuple[HoldRefusal, ...]:

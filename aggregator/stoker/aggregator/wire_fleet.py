@@ -1,16 +1,11 @@
-"""Messages of the clients' door to values and back; raises Malformed with the field's path."""
+"""Nodes, GPUs and refusals as messages, for clients to see."""
 
 from collections.abc import Iterable, Mapping
 
-from stoker.aggregator import limits
 from stoker.aggregator.fleet import INTERVALS_FRESH
-from stoker.aggregator.limits import Malformed
 from stoker.aggregator.model import (
-    Allocation,
-    AllocationState,
     Assignment,
     Claim,
-    Device,
     Gpu,
     GpuSample,
     MissingGpu,
@@ -20,7 +15,6 @@ from stoker.aggregator.model import (
     ProcessTable,
     Refusal,
     Refusals,
-    Request,
 )
 from stoker.aggregator.verdicts import Condition, GpuHealth
 from stoker.aggregator.views import driver_problem
@@ -38,101 +32,6 @@ REFUSALS_MAX = 1_000
 
 NOTHING_KNOWN: Mapping[str, Condition] = {}
 _NO_PROCESSES = ProcessTable(0.0, ())
-
-ALLOCATION_STATES = {
-    AllocationState.WAITING: types_pb2.ALLOCATION_STATE_WAITING,
-    AllocationState.GRANTED: types_pb2.ALLOCATION_STATE_GRANTED,
-    AllocationState.RELEASING: types_pb2.ALLOCATION_STATE_RELEASING,
-    AllocationState.ENDED: types_pb2.ALLOCATION_STATE_ENDED,
-}
-
-
-# --- what clients say
-
-
-def read_request(message: types_pb2.Request) -> Request:
-    """Return the request as a value."""
-    memory_bytes = None
-    if message.HasField("memory_bytes"):
-        memory_bytes = limits.size(message.memory_bytes, "request.memory_bytes")
-        if message.gpus > 1:
-            raise Malformed(
-                "request.gpus",
-                f"a share (memory_bytes) is of one GPU, found gpus={message.gpus}; "
-                "ask for whole GPUs without memory_bytes, or for one share at a time",
-            )
-    else:
-        limits.number(message.gpus, "request.gpus", 1, limits.GPUS_MAX)
-    return Request(
-        gpus=max(1, message.gpus),
-        holder=limits.text(message.holder, "request.holder", required=True),
-        ttl_seconds=limits.number(
-            message.ttl_seconds, "request.ttl_seconds", 1.0, limits.TTL_SECONDS_MAX
-        ),
-        memory_bytes=memory_bytes,
-        model=limits.text(message.model, "request.model") or None,
-        pool=limits.text(message.pool, "request.pool") or None,
-        node=limits.dns_name(message.node, "request.node") if message.node else None,
-        host_boot_id=limits.text(message.host_boot_id, "request.host_boot_id") or None,
-        labels=limits.labels(message.labels, "request.labels"),
-        priority=int(
-            limits.number(
-                message.priority, "request.priority", -limits.PRIORITY_MAX, limits.PRIORITY_MAX
-            )
-        ),
-    )
-
-
-def read_id(value: str, field: str) -> str:
-    """Return the id of an allocation."""
-    return limits.text(value, field, limits.ID_BYTES_MAX, required=True)
-
-
-# --- what they are told
-
-
-def environment(allocation: Allocation) -> dict[str, str]:
-    """Return the variables that make a CUDA process see exactly the allocation's devices."""
-    if not allocation.devices:
-        return {}
-    uuids = ",".join(device.uuid for device in allocation.devices)
-    variables = {
-        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
-        "CUDA_VISIBLE_DEVICES": uuids,
-        "NVIDIA_VISIBLE_DEVICES": uuids,
-        "STOKER_ALLOCATION_ID": allocation.id,
-        "STOKER_NODE": allocation.node,
-    }
-    if allocation.request.memory_bytes is not None:
-        variables["STOKER_MEMORY_LIMIT_BYTES"] = str(allocation.request.memory_bytes)
-    return variables
-
-
-def allocation_message(
-    allocation: Allocation,
-    expires_at: float | None = None,
-    queue_position: int | None = None,
-    *,
-    is_held: bool = False,
-) -> types_pb2.Allocation:
-    """Return the allocation as a message."""
-    return types_pb2.Allocation(
-        id=allocation.id,
-        state=ALLOCATION_STATES[allocation.state],
-        node=allocation.node,
-        devices=[_device(device) for device in allocation.devices],
-        env=environment(allocation),
-        expires_at=expires_at,
-        request=_request(allocation.request),
-        requested_at=allocation.requested_at,
-        granted_at=allocation.granted_at,
-        ended_at=allocation.ended_at,
-        ended_reason=allocation.reason,
-        queue_position=queue_position,
-        resource_version=allocation.version,
-        held_by_node=is_held,
-    )
-
 
 def node_message(
     node: Node,
@@ -228,31 +127,6 @@ def refusals_message(refusals: Refusals, nodes_max: int = REFUSALS_MAX) -> types
 
 
 # --- helpers
-
-
-def _device(device: Device) -> types_pb2.Device:
-    return types_pb2.Device(
-        uuid=device.uuid,
-        model=device.model,
-        index=device.index,
-        memory_bytes=device.memory_bytes,
-        exclusive=device.exclusive,
-    )
-
-
-def _request(request: Request) -> types_pb2.Request:
-    return types_pb2.Request(
-        gpus=request.gpus,
-        memory_bytes=request.memory_bytes,
-        holder=request.holder,
-        ttl_seconds=request.ttl_seconds,
-        model=request.model or "",
-        pool=request.pool or "",
-        node=request.node or "",
-        host_boot_id=request.host_boot_id or "",
-        labels=request.labels,
-        priority=request.priority,
-    )
 
 
 def _gpu(

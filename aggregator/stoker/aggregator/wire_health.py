@@ -101,6 +101,7 @@ def _read_process(message: types_pb2.Process) -> Process:
         allocation_id=message.allocation_id,
         started_at=message.started_at if message.HasField("started_at") else None,
         owner=_read_owner(message.owner) if message.HasField("owner") else None,
+        gpu_instance_id=message.gpu_instance_id if message.HasField("gpu_instance_id") else None,
     )
 
 

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 
 from stoker.aggregator.model import Refusals, Request
+from stoker.aggregator.moves import Move
+from stoker.aggregator.usable import Kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,19 @@ class Drain:
     grace_seconds: float | None = None
 
 
-Wish = Allocate | Release | Cordon | Uncordon | Drain
+@dataclass(frozen=True, slots=True)
+class MoveOver:
+    """Grant an allocation anew at another place, since its holder agreed to move there.
+
+    The old one stays: it is the holder's to release.
+    """
+
+    move: Move
+    kinds: tuple[Kind, ...]  # of request, by which the move's gain was measured
+    idempotency_key: str
+
+
+Wish = Allocate | Release | Cordon | Uncordon | Drain | MoveOver
 
 
 @dataclass(frozen=True, slots=True)

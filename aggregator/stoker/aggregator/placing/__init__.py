@@ -1,0 +1,1 @@
+"""Where requests go: filters with reasons, scores, and the search for the best place. All pure."""

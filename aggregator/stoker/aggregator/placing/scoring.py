@@ -1,0 +1,219 @@
+"""The scores of shapes on rows, kept up to date: only rows that changed since are scored again."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from stoker.aggregator.model import MIG_ANY, Request
+from stoker.aggregator.placing import kernels as k
+from stoker.aggregator.placing.columns import Columns
+from stoker.aggregator.placing.filters import is_mig_match, matches_gpu
+from stoker.aggregator.placing.kernels import Flags, Floats, Ints, Kernels, Keys, Slots
+from stoker.aggregator.placing.node_filters import (
+    asked_driver,
+    asked_labels,
+    asked_pool,
+    gang_label,
+)
+from stoker.aggregator.placing.policies import Policies, Policy
+from stoker.aggregator.placing.shapes import Shape, Take, size_of
+from stoker.aggregator.placing.tables import Tables, is_large_enough
+
+# Scores that are remembered, over all shapes; 5 bytes each. The shapes longest unused go first.
+SCORES_MAX = 8_000_000
+SHAPES_MIN = 64
+
+
+@dataclass(slots=True)
+class Scores:
+    """What is remembered of one shape under one policy."""
+
+    request: Request  # one of the shape
+    ask: Ints
+    rule: Ints
+    gains: Floats
+    needs: Ints
+    mig_ranks: Ints
+    class_fits: Flags
+    keys: Keys
+    best: Slots
+    position: int = -1  # in the log of the columns; -1: nothing is known
+    generation: int = -1
+    epoch: int = -1
+    priced: int = -1
+    classes: int = 0
+    used_at: int = 0
+
+
+class Scoring:
+    """Scores shapes on the rows of `columns` by the policies and the mix of requests."""
+
+    def __init__(
+        self, columns: Columns, policies: Policies, tables: Tables, kernels: Kernels
+    ) -> None:
+        self.kernels = kernels
+        self._columns = columns
+        self._policies = policies
+        self._tables = tables
+        self._kept: dict[tuple[Shape, Policy, bool], Scores] = {}
+        self._uses = 0
+
+    def scores(self, shape: Shape, policy: Policy, *, everywhere: bool) -> Scores:
+        """Return the shape's scores under the policy as the columns are now.
+
+        `everywhere`: also on nodes that follow another policy.
+        """
+        key = (shape, policy, everywhere)
+        found = self._kept.get(key)
+        if found is None:
+            self._make_room()
+            found = self._kept[key] = _new_scores(shape, policy)
+        self._uses += 1
+        found.used_at = self._uses
+        self._bring_up_to_date(found, shape, policy, everywhere)
+        return found
+
+    def slots_of(self, scores: Scores, row: int) -> list[int]:
+        """Return all slots of the row that a share of the shape fits on."""
+        count = int(self._columns.rows[row, k.ROW_SLOTS])
+        slots = self._columns.slots[row, :count]
+        needs = scores.needs[slots[:, k.SLOT_CARD]]
+        fits = (
+            (needs[:, k.NEED_FITS] == 1)
+            & (slots[:, k.SLOT_ROOM] >= needs[:, k.NEED_ROOM])
+            & (slots[:, k.SLOT_COMPUTE] >= needs[:, k.NEED_COMPUTE])
+        )
+        return [int(slot) for slot in np.flatnonzero(fits)]
+
+    # --- helpers
+
+    def _bring_up_to_date(
+        self, scores: Scores, shape: Shape, policy: Policy, everywhere: bool
+    ) -> None:
+        columns = self._columns
+        is_new = (
+            scores.epoch != self._tables.epoch
+            or scores.generation != columns.generation
+            or scores.position < columns.log_start
+            or columns.log_end - scores.position > columns.count
+        )
+        rows = len(columns.rows)
+        if len(scores.keys) < rows:
+            scores.keys = np.full(rows, k.NO_FIT, np.int32)
+            scores.best = np.full(rows, -1, np.int8)
+            is_new = True
+        if not is_new and scores.position == columns.log_end:
+            return
+        if len(scores.needs) != max(1, len(columns.cards)):
+            scores.needs = self._needs(scores.request, shape)
+        if scores.priced != self._tables.priced:
+            scores.gains = self._tables.gains(shape)
+            scores.priced = self._tables.priced
+        if len(scores.mig_ranks) != columns.migs.shape[1]:
+            scores.mig_ranks = self._mig_ranks(scores.request, shape)
+        if scores.generation != columns.generation:
+            scores.classes = 0
+        if scores.classes != len(columns.classes):
+            self._judge_classes(scores, policy, everywhere)
+        tables = self._tables
+        start = -1 if is_new else scores.position - columns.log_start
+        self.kernels.refresh(
+            columns.rows,
+            columns.slots,
+            columns.migs,
+            scores.class_fits,
+            scores.needs,
+            scores.mig_ranks,
+            scores.ask,
+            scores.rule,
+            tables.worth_left,
+            tables.worth_free,
+            tables.levels,
+            tables.points,
+            tables.rests,
+            tables.drains,
+            tables.shortfalls,
+            tables.jobs,
+            tables.job_prices,
+            scores.gains,
+            columns.log,
+            columns.last,
+            start,
+            columns.log_end - columns.log_start,
+            scores.keys,
+            scores.best,
+        )
+        scores.position = columns.log_end
+        scores.epoch = self._tables.epoch
+        scores.generation = columns.generation
+
+    def _make_room(self) -> None:
+        rows = max(1, self._columns.rows.shape[0])
+        if len(self._kept) >= max(SHAPES_MIN, SCORES_MAX // rows):
+            oldest = sorted(self._kept, key=lambda key: self._kept[key].used_at)
+            for key in oldest[: len(oldest) // 4]:
+                del self._kept[key]
+
+    def _judge_classes(self, scores: Scores, policy: Policy, everywhere: bool) -> None:
+        columns, request = self._columns, scores.request
+        fits = np.zeros(len(columns.classes), np.uint8)
+        fits[: scores.classes] = scores.class_fits[: scores.classes]
+        for number in range(scores.classes, len(fits)):
+            node = columns.class_samples[number]
+            is_ours = everywhere or self._policies.of(node.node.facts.pool) is policy
+            fits[number] = is_ours and not (
+                asked_pool(request, node)
+                or asked_labels(request, node)
+                or asked_driver(request, node)
+                or gang_label(request, node)
+            )
+        scores.class_fits = fits
+        scores.classes = len(fits)
+
+    def _needs(self, request: Request, shape: Shape) -> Ints:
+        columns = self._columns
+        needs = np.zeros((max(1, len(columns.cards)), k.NEED_COLUMNS), np.int64)
+        for number, card in enumerate(columns.cards):
+            size = size_of(shape, card)
+            gpu = columns.card_samples[number].gpu
+            fits = matches_gpu(request, gpu) and is_large_enough(size, card)
+            needs[number] = (fits, size.memory_bytes, size.compute_milli, size.milli)
+        return needs
+
+    def _mig_ranks(self, request: Request, shape: Shape) -> Ints:
+        """Return for each kind of MIG device which would be taken first; -1: never."""
+        columns = self._columns
+        ranks = np.full(columns.migs.shape[1], -1, np.int64)
+        if shape.take is not Take.MIG:
+            return ranks
+        fitting = [
+            (memory, number)
+            for number, (device, memory, card) in enumerate(columns.mig_kinds)
+            if matches_gpu(request, columns.card_samples[card].gpu)
+            and is_mig_match(request, columns.mig_samples[number])
+            and (shape.mig_profile in (MIG_ANY, device))
+        ]
+        sizes = sorted({memory for memory, _ in fitting})
+        for memory, number in fitting:
+            ranks[number] = sizes.index(memory)
+        return ranks
+
+
+def _new_scores(shape: Shape, policy: Policy) -> Scores:
+    ask = np.zeros(k.ASK_COLUMNS, np.int64)
+    ask[k.ASK_TAKE] = shape.take
+    ask[k.ASK_GPUS] = shape.gpus
+    ask[k.ASK_CPU] = shape.cpu_milli
+    ask[k.ASK_MEMORY] = shape.host_memory_bytes
+    ask[k.ASK_KIND] = 0 if shape.take is Take.SHARE else min(shape.gpus, 60)
+    return Scores(
+        shape.sample(),
+        ask,
+        np.array([policy.mode, policy.tie], np.int64),
+        np.zeros(0, np.float64),
+        np.zeros((0, k.NEED_COLUMNS), np.int64),
+        np.zeros(0, np.int64),
+        np.zeros(0, np.uint8),
+        np.zeros(0, np.int32),
+        np.zeros(0, np.int8),
+    )
