@@ -1,4 +1,4 @@
-"""The verbs that look at the fleet or give back what it granted: status, health, why, release."""
+"""The verbs that look at the fleet or give back what it granted: status, health, release."""
 
 import time
 from typing import Any
@@ -9,7 +9,6 @@ from stoker.cli import documents, render, render_health, screen
 from stoker.cli.ordering import in_order
 from stoker.cli.settings import Settings, fleet_options
 from stoker.cli.text import as_json, document, one_line
-from stoker.cli.wishes import wish_of, wish_options
 from stoker.client import AllocationState
 from stoker.client.channel import RELEASE_WAIT_SECONDS
 from stoker.client.environment import default_holder
@@ -46,29 +45,6 @@ def health(settings: Settings, include_healthy: bool) -> None:
         print(as_json(document(found)))
     else:
         screen.show(render_health.health(found, fleet.address, time.time()))
-
-
-@click.command()
-@fleet_options
-@wish_options
-@click.argument("allocation_id", metavar="[ID]", required=False)
-@click.pass_obj
-def why(settings: Settings, /, allocation_id: str | None, **options: Any) -> None:
-    """Explain why allocation ID waits, or what would come of a request now.
-
-    A request is described by the options of `alloc`. Nothing is allocated.
-    """
-    wish = wish_of(options)
-    if allocation_id and wish:
-        raise click.UsageError(f"wanted an ID or a request, found {allocation_id} and options")
-    if not allocation_id and not wish:
-        raise click.UsageError("wanted the ID of an allocation, or a request such as --gpus 2")
-    with settings.connect() as fleet:
-        found = fleet.explain(allocation_id) if allocation_id else fleet.explain_request(**wish)
-    if settings.json:
-        print(as_json(document(found)))
-    else:
-        screen.show(render.explanation(found))
 
 
 @click.command()

@@ -11,13 +11,14 @@ from stoker.cli.text import one_line
 from stoker.cli.wording import ABSENT, ago, counted, verdict_and_action, words
 from stoker.client import (
     Allocation,
-    Explanation,
+    Device,
     Gpu,
     GpuVerdict,
     MissingGpu,
     Node,
     Nodes,
     NodeState,
+    Placement,
     Process,
     Request,
 )
@@ -240,19 +241,30 @@ def _allocation_table(allocations: Iterable[Allocation], now: float) -> Columns:
 def _devices(allocation: Allocation) -> str:
     if not allocation.devices:
         return f"wants {wanted(allocation.request)}"
-    parts = [
-        f"{device.index}" if device.exclusive else f"{device.index} ({_size(device.memory_bytes)})"
-        for device in allocation.devices
-    ]
-    return f"GPU {', '.join(parts)}"
+    held = f"GPU {', '.join(_part(device) for device in allocation.devices)}"
+    others = len(allocation.placements) - 1
+    return held if others < 1 else f"{held} and {counted(others, 'node')} more"
+
+
+def _part(device: Device) -> str:
+    if device.exclusive:
+        return f"{device.index}"
+    return f"{device.index} ({device.mig_profile or _size(device.memory_bytes)})"
 
 
 def wanted(request: Request) -> str:
     """Return what was asked for in a few words: "2 x H100-80GB", "20 GiB of one GPU"."""
-    model = request.model or "GPU"
-    if request.memory_bytes is not None:
-        return f"{_size(request.memory_bytes)} of one {model}"
-    return f"{request.gpus} x {model}"
+    model = " or ".join(request.models) or "GPU"
+    if request.mig_profile:
+        least = f" with {_size(request.memory_bytes)}" if request.memory_bytes else ""
+        return f"MIG {request.mig_profile}{least} of a {model}"
+    parts = [] if request.memory_bytes is None else [_size(request.memory_bytes)]
+    if request.compute_milli is not None:
+        parts.append(f"{request.compute_milli / 10:g} % of the compute")
+    if parts:
+        return f"{' and '.join(parts)} of one {model}"
+    each = f"{request.gpus} x {model}"
+    return each if request.nodes == 1 else f"{request.nodes} nodes with {each} each"
 
 
 def _expiry(allocation: Allocation, now: float) -> str:
@@ -263,40 +275,33 @@ def _expiry(allocation: Allocation, now: float) -> str:
     return f"in {format_duration(max(0.0, allocation.expires_at - now))}"
 
 
-# --- one allocation, one explanation
+# --- one allocation
 
 
 def allocation(granted: Allocation, now: float) -> RenderableType:
     """Return a granted allocation with what a person does next."""
-    rows = [("allocation", granted.id), ("node", granted.node)]
-    for device in granted.devices:
-        share = "exclusive" if device.exclusive else f"{_size(device.memory_bytes)} of it"
-        rows.append(("device", f"GPU {device.index}  {device.model}  {device.uuid}  {share}"))
-    rows += [("env", f"{name}={value}") for name, value in sorted(granted.env.items())]
+    rows = [("allocation", granted.id)]
+    here = Placement(granted.node, granted.devices, granted.env)
+    for placement in granted.placements or (here,):
+        rows.append(("node", placement.node))
+        for device in placement.devices:
+            what = f"GPU {device.index}  {device.model}  {device.uuid}  {_share(device)}"
+            rows.append(("device", what))
+        rows += [("env", f"{name}={value}") for name, value in sorted(placement.env.items())]
     rows += [("expires", _expiry(granted, now)), ("release", f"stoker release {granted.id}")]
     # Left for the terminal to fold: a person copies from here.
     lines = [one_line(f"{name:<12}{value}") for name, value in rows]
     return Group(*(Text(line, no_wrap=True, overflow="ignore") for line in lines))
 
 
-def explanation(explained: Explanation) -> RenderableType:
-    """Return why, for the fleet and for each node."""
-    lines: list[RenderableType] = []
-    if explained.allocation is not None:
-        found = explained.allocation
-        lines.append(words(f"{found.id}: {found.state}, {wanted(found.request)}"))
-    lines.append(words(explained.summary))
-    if explained.refusals is not None and explained.refusals.nodes:
-        table = Columns(("NODE", "FILTER", "REASON"), prose="REASON", dispensable=("FILTER",))
-        for each in explained.refusals.nodes:
-            table.add(words(each.node), words(each.filter), words(each.reason))
-        lines += ["", table]
-        more = explained.refusals.nodes_total - len(explained.refusals.nodes)
-        if more > 0:
-            lines.append(f"and {more} more nodes")
-        if explained.refusals.ahead:
-            lines.append(f"{counted(explained.refusals.ahead, 'request')} ahead in the queue")
-    return Group(*lines)
+def _share(device: Device) -> str:
+    if device.exclusive:
+        return "exclusive"
+    if device.mig_profile:
+        return f"MIG {device.mig_profile}  {device.mig_device_uuid}"
+    compute = device.compute_milli
+    also = "" if compute is None else f", {compute / 10:g} % of its compute"
+    return f"{_size(device.memory_bytes)} of it{also}"
 
 
 # --- live

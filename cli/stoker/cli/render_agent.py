@@ -1,7 +1,7 @@
 """What an agent answers, for people. Nothing here prints."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import groupby
 
@@ -225,10 +225,24 @@ def _held_table(held: Sequence[HeldFacts]) -> Columns:
     )
     for each in held:
         size = "all" if each.memory_bytes is None else format_bytes(each.memory_bytes)
-        note = "to be let go of once processes are read" if each.is_leaving else ""
-        uuids = ", ".join(each.gpu_uuids)
+        uuids = ", ".join(each.mig_device_uuids or each.gpu_uuids)
+        note = ", ".join(_notes(each))
         table.add(words(each.id), words(each.holder), words(uuids), words(size), words(note))
     return table
+
+
+def _notes(held: HeldFacts) -> Iterator[str]:
+    """Give what an allocation takes beside memory of GPUs, and what becomes of it."""
+    if held.compute_milli is not None:
+        yield f"{held.compute_milli / 10:g} % of the compute"
+    if held.cpu_milli:
+        yield f"{held.cpu_milli / 1000:g} CPUs"
+    if held.host_memory_bytes:
+        yield f"{format_bytes(held.host_memory_bytes)} of the host"
+    if held.gang_nodes > 1:
+        yield f"one of {held.gang_nodes} nodes"
+    if held.is_leaving:
+        yield "to be let go of once processes are read"
 
 
 def _assignment_table(assignments: Sequence[AssignmentFacts]) -> Columns:

@@ -1,18 +1,18 @@
 """The async client: typed calls over grpc.aio, and contexts that keep their allocations alive."""
 
-import asyncio
 import contextlib
 import logging
 import math
 import random
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
 import grpc
 
-from stoker.client import wire
+from stoker.client import wire, wire_moves, wire_services
 from stoker.client.channel import (
     LEAVE_SECONDS_MAX,
     RELEASE_WAIT_SECONDS,
@@ -20,9 +20,14 @@ from stoker.client.channel import (
     WATCH_SECONDS_MAX,
     channel_options,
 )
-from stoker.client.environment import default_holder, process_layers, resolve_address
-from stoker.client.errors import AllocationEnded, ClientError, NotFound
-from stoker.client.keepalive import pause_seconds, still_granted
+from stoker.client.environment import (
+    ContextVariables,
+    default_holder,
+    process_layers,
+    resolve_address,
+)
+from stoker.client.errors import ClientError
+from stoker.client.keepalive import still_granted
 from stoker.client.lease import RELEASED, EndedCallback, Lease, granted, on_this_host, settle
 from stoker.client.model import (
     Allocation,
@@ -32,10 +37,13 @@ from stoker.client.model import (
     Explanation,
     FleetHealth,
     KeptAlive,
+    MovePlan,
     Node,
     Nodes,
     Request,
+    WhatIf,
 )
+from stoker.client.moving_aio import AsyncMoveCallback, Keeper
 from stoker.client.requesting import (
     KEPT_TTL_SECONDS,
     PLAIN_TTL_SECONDS,
@@ -43,7 +51,9 @@ from stoker.client.requesting import (
     as_seconds,
     build_request,
 )
-from stoker.client.retrying import Method, Seen, Tries
+from stoker.client.retrying import OF_SERVICES, Method, Seen, Tries
+from stoker.client.services import Service, ServiceEndpoints, registration
+from stoker.client.services_aio import AsyncRouter, serving
 from stoker.core.clock import Clock, SystemClock
 
 T = TypeVar("T")
@@ -90,6 +100,8 @@ class AsyncFleet:
         self._rng = rng or random.Random()
         self._channel = grpc.aio.insecure_channel(address, options=channel_options())
         self._stub = wire.async_stub(self._channel)
+        self._services = wire_services.async_stub(self._channel)
+        self._routers: list[AsyncRouter] = []
         self._allocating = wire.async_allocating(self._channel)
 
     async def __aenter__(self) -> Self:
@@ -105,6 +117,8 @@ class AsyncFleet:
 
     async def close(self) -> None:
         """Hang up. What was allocated outside a context lives on until its TTL."""
+        while self._routers:
+            await self._routers.pop().close()
         await self._channel.close()
 
     # --- allocations
@@ -204,6 +218,7 @@ class AsyncFleet:
         set_environment: bool = True,
         on_ended: EndedCallback | None = None,
         on_waiting: Callable[[str], None] | None = None,
+        on_move: AsyncMoveCallback | None = None,
         **wish: Unpack[Wish],
     ) -> AsyncGenerator[Lease]:
         """Hold what was wished for while the context lasts: kept alive, and given back at its end.
@@ -213,13 +228,23 @@ class AsyncFleet:
         restricted to this host. The TTL is a minute when left out: a process that dies loses its
         allocation after it. When the allocation ends underneath, `on_ended` is called, `ended` of
         the lease is set, and the end of the context raises AllocationEnded.
+
+        With `on_move` the fleet may ask to move it elsewhere: `on_move(offer, None)` says whether,
+        `on_move(offer, new)` is called once the new allocation is granted, carries the work over,
+        and says whether it is there; until then both are held. Then `allocation` of the lease and
+        the variables are those of the new one, and the old one is given back. False, or a failure,
+        leaves everything as it was. It may be awaited; at the end of the context it is cancelled.
         """
         asked = build_request(wish, holder=default_holder(), ttl_seconds=KEPT_TTL_SECONDS)
+        if on_move is not None:
+            asked = replace(asked, movable=True)
         if set_environment:
             asked = on_this_host(asked)
         lease = Lease(await self.submit(asked, wait=wait, on_waiting=on_waiting), on_ended)
-        keeper = asyncio.create_task(self._keep(lease))
-        layer = process_layers.push(lease.env if set_environment else {})
+        variables = ContextVariables(process_layers, lease.env if set_environment else {})
+        moved = variables.replace if set_environment else _leave_variables
+        keeper = Keeper(self, lease, self._clock, on_move, moved)
+        keeper.start()
         failed: BaseException | None = None
         try:
             yield lease
@@ -227,27 +252,12 @@ class AsyncFleet:
             failed = error
             raise
         finally:
-            process_layers.pop(layer)
-            keeper.cancel()
-            await asyncio.wait({keeper})
-            settle(lease, failed, await self._give_back(lease))
-
-    async def _keep(self, lease: Lease) -> None:
-        ttl_seconds = lease.allocation.request.ttl_seconds
-        pause = pause_seconds(ttl_seconds, arrived=True)
-        while lease.ended is None:
-            await self._clock.sleep(pause)
             try:
-                await self.keep_alive(lease.id)
-            except AllocationEnded as ended:
-                lease.end(ended)
-            except NotFound as error:
-                lease.end(AllocationEnded(lease.id, AllocationState.ENDED, str(error)))
-            except ClientError as error:
-                _log.warning("allocation %s was not kept alive, trying again: %s", lease.id, error)
-                pause = pause_seconds(ttl_seconds, arrived=False)
-            else:
-                pause = pause_seconds(ttl_seconds, arrived=True)
+                await keeper.settle()
+            finally:
+                variables.end()
+                await keeper.stop()
+            settle(lease, failed, await self._give_back(lease))
 
     async def _give_back(self, lease: Lease) -> ClientError | None:
         """Release what a context held; returns the error that kept it from that, for its end."""
@@ -276,14 +286,39 @@ class AsyncFleet:
         """
         return await self._answer(wire.release(allocation_id, reason, as_seconds(wait, "wait")))
 
-    async def explain(self, allocation_id: str) -> Explanation:
-        """Return why a waiting allocation waits."""
-        return await self._answer(wire.explain(allocation_id))
+    async def explain(self, allocation_id: str, *, what_if: Sequence[WhatIf] = ()) -> Explanation:
+        """Return why a waiting allocation waits, if the fleet were as `what_if` supposes."""
+        return await self._answer(wire.explain(allocation_id, what_if))
 
-    async def explain_request(self, **wish: Unpack[Wish]) -> Explanation:
-        """Return what would come of a wish now; allocates nothing."""
+    async def explain_request(
+        self, *, what_if: Sequence[WhatIf] = (), **wish: Unpack[Wish]
+    ) -> Explanation:
+        """Return what would come of a wish now, if the fleet were so; allocates nothing."""
         asked = build_request(wish, holder=default_holder(), ttl_seconds=PLAIN_TTL_SECONDS)
-        return await self._answer(wire.explain(asked))
+        return await self._answer(wire.explain(asked, what_if))
+
+    async def answer_move(self, offer_id: str, *, accept: bool) -> Allocation | None:
+        """Answer an offer to move; returns the new allocation, granted, or None when declined.
+
+        The old one stays until it is released. Raises Refused when the place is gone by now, and
+        NotFound when the offer has expired. `allocate` does all of this with `on_move`.
+        """
+        return await self._answer(wire_moves.answer_move(offer_id, accept=accept))
+
+    async def rebalance(
+        self,
+        *,
+        moves: int = 10,
+        pool: str | None = None,
+        apply: bool = False,
+        answer: str | float | None = None,
+    ) -> MovePlan:
+        """Return at most so many moves that are worth their cost; with `apply` ask their holders.
+
+        Holders have `answer`, a duration, to agree; a minute when left out.
+        """
+        answer_seconds = None if answer is None else as_seconds(answer, "answer")
+        return await self._answer(wire_moves.rebalance(moves, pool, answer_seconds, apply=apply))
 
     # --- the fleet
 
@@ -355,11 +390,54 @@ class AsyncFleet:
                 rpc.cancel()
             await self._pause_or_raise(lost, call, tries)
 
+    # --- services
+
+    def serve(
+        self,
+        service: str,
+        lease: Lease | Allocation | str,
+        *,
+        address: str,
+        capacity: int | None = None,
+    ) -> contextlib.AbstractAsyncContextManager[Service]:
+        """Be an endpoint of `service` at `address` (HOST:PORT) while the context lasts.
+
+        `lease`, or an allocation or its id, is what the replica runs in; `capacity` is how many
+        calls it can work on at a time. What its operations take is told by `observe` or
+        `operation` of the Service. It is registered anew after an outage of the aggregator; when
+        the allocation has ended it is over, and `ended` of the Service says so.
+        """
+        return serving(
+            self._services,
+            registration(service, lease, address, capacity),
+            self.address,
+            patience=self._patience,
+            clock=self._clock,
+            rng=self._rng,
+        )
+
+    def router(self, service: str) -> AsyncRouter:
+        """Return who says which endpoint of `service` the next call goes to, until closed."""
+        router = AsyncRouter(
+            self._services, service, self.address, patience=self._patience, rng=self._rng
+        )
+        self._routers.append(router)
+        return router
+
+    async def services(self) -> tuple[ServiceEndpoints, ...]:
+        """Return every service with its endpoints, their weights and why."""
+        return await self._answer(wire_services.list_services())
+
+    async def route(self, service: str) -> ServiceEndpoints:
+        """Return the endpoints of one service as they are now."""
+        return await self._answer(wire_services.route(service))
+
     # --- calls
 
     async def _answer(self, call: wire.Call[T], timeout: float | None = None) -> T:
         tries = self._tries((self._timeout if timeout is None else timeout) + call.wait_seconds)
-        method: Callable[..., Any] = getattr(self._stub, call.method)
+        stub: Any = self._services if call.method in OF_SERVICES else self._stub
+        method: Callable[..., Any] = getattr(stub, call.method)
         while True:
             seconds = tries.remaining_seconds(self._clock.monotonic())
             try:
@@ -380,3 +458,7 @@ class AsyncFleet:
     ) -> None:
         now = self._clock.monotonic()
         await self._clock.sleep(wire.pause_or_raise(lost, call, tries, now, self.address))
+
+
+def _leave_variables(_variables: Mapping[str, str]) -> None:
+    """Set no variables, as was asked for."""

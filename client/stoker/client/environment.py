@@ -80,12 +80,45 @@ class Layers:
             # By identity: two allocations of one GPU set equal variables.
             self._layers = [each for each in self._layers if each is not layer]
             for name in layer:
-                below = [each[name] for each in self._layers if name in each]
-                value = below[-1] if below else self._originals.pop(name)
-                if value is None:
-                    self._environ.pop(name, None)
-                else:
-                    self._environ[name] = value
+                self._show(name)
+
+    def replace(self, layer: Mapping[str, str], variables: Mapping[str, str]) -> Mapping[str, str]:
+        """Put variables in the place of a layer, under those that were set after it.
+
+        Returns the layer to give to `pop`.
+        """
+        fresh = dict(variables)
+        with self._lock:
+            for name in fresh:
+                self._originals.setdefault(name, self._environ.get(name))
+            self._layers = [fresh if each is layer else each for each in self._layers]
+            for name in {**layer, **fresh}:
+                self._show(name)
+        return fresh
+
+    def _show(self, name: str) -> None:
+        set_to = [each[name] for each in self._layers if name in each]
+        value = set_to[-1] if set_to else self._originals.pop(name)
+        if value is None:
+            self._environ.pop(name, None)
+        else:
+            self._environ[name] = value
+
+
+class ContextVariables:
+    """The layer of one context, which may change while that lasts."""
+
+    def __init__(self, layers: Layers, variables: Mapping[str, str]) -> None:
+        self._layers = layers
+        self._layer = layers.push(variables)
+
+    def replace(self, variables: Mapping[str, str]) -> None:
+        """Set these instead."""
+        self._layer = self._layers.replace(self._layer, variables)
+
+    def end(self) -> None:
+        """Restore what was there before."""
+        self._layers.pop(self._layer)
 
 
 # The environment belongs to the process, so its layers do as well.

@@ -4,6 +4,7 @@ ClientError             every error of this package; carries the exit code that 
 ├── InvalidRequest      what was asked cannot be understood or is out of range
 │   └── KeyReused       the idempotency key stands for another request
 ├── Refused             understood, and cannot be placed now; `refusals` says why, per node
+├── NoEndpoint          the service has no endpoint that can be called now
 ├── NotFound            there is no such allocation or node
 ├── AllocationEnded     the allocation is no longer granted; `reason` says why
 ├── VersionTooOld       the changes after that resource version are no longer kept: list anew
@@ -38,6 +39,12 @@ class Refused(ClientError):
     def __init__(self, refusals: Refusals) -> None:
         self.refusals = refusals
         super().__init__(refusals.summary)
+
+
+class NoEndpoint(ClientError):
+    """No endpoint of a service can be called now; the text says why, for the first of them."""
+
+    exit_code = ExitCode.REFUSED
 
 
 class NotFound(ClientError):

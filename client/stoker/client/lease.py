@@ -21,7 +21,7 @@ class Lease:
     """An allocation that its context keeps alive and gives back. Safe to use from any thread."""
 
     def __init__(self, allocation: Allocation, on_ended: EndedCallback | None = None) -> None:
-        self.allocation = allocation  # as it was granted
+        self.allocation = allocation  # as it was granted; another one after a move
         self._on_ended = on_ended
         self._lock = threading.Lock()
         self._ended: AllocationEnded | None = None
@@ -52,6 +52,12 @@ class Lease:
     def ended(self) -> AllocationEnded | None:
         """Why the allocation is no longer ours, as the newest keep-alive learnt; None: it is."""
         return self._ended
+
+    def move_to(self, allocation: Allocation) -> Allocation:
+        """Be the lease of another allocation; returns the one before."""
+        with self._lock:
+            before, self.allocation = self.allocation, allocation
+        return before
 
     def end(self, error: AllocationEnded) -> None:
         """Note that the allocation has ended, once, and tell whoever wanted to know."""

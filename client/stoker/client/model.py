@@ -48,31 +48,73 @@ class RepairAction(StrEnum):
     UNKNOWN = "unknown"  # an action of a newer aggregator
 
 
+class GpuTopology(StrEnum):
+    """How the GPUs of an allocation shall lie to each other on their node."""
+
+    ANY = "any"
+    NUMA = "numa"  # all on one memory node of the host
+    NVLINK = "nvlink"  # each linked to each, directly or through NVSwitches
+    UNKNOWN = "unknown"  # a word of a newer aggregator
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is asked for: whole GPUs on one node, or a share of one GPU's memory."""
+    """What is asked for; what is empty, zero or None does not matter to the caller."""
 
-    gpus: int
+    gpus: int  # whole GPUs on each node; 1 for a share and for a MIG device
     holder: str
     ttl_seconds: float
-    memory_bytes: int | None = None  # a share of one GPU; None: whole GPUs, exclusive
-    model: str = ""  # empty: any; so are pool, node and host
+    memory_bytes: int | None = None  # a share of one GPU; with `mig_profile` at least so many
+    compute_milli: int | None = None  # a share of one GPU's compute, in thousandths
+    mig_profile: str = ""  # "1g.10gb"; "any": the smallest that has the memory
+    nodes: int = 1  # more than one: a gang, all or nothing
+    cpu_milli: int = 0  # thousandths of a CPU core, on each node; so is the next
+    host_memory_bytes: int = 0
+    models: tuple[str, ...] = ()  # any of these
+    gpu_memory_min_bytes: int = 0
+    compute_capability_min: str = ""  # "8.0"
+    driver_version_min: str = ""  # "570.124.06"
     pool: str = ""
     node: str = ""
     host_boot_id: str = ""  # only nodes under this kernel boot: the caller's own host
+    node_labels: Mapping[str, str] | None = None  # only nodes that have these
+    gpu_topology: GpuTopology = GpuTopology.ANY
+    gpu_topology_required: bool = False  # otherwise it is preferred
+    same_label: str = ""  # of a gang: a node label whose value all of its nodes share
+    same_label_required: bool = False
+    service: str = ""  # what it is a replica of; what follows speaks of others of the same
+    anti_affinity: str = ""  # never on the same "gpu", "node", or value of a node label
+    spread: str = ""  # preferred where fewest are: "gpu", "node", or a node label
+    near_service: str = ""  # preferred on a node where that service is
+    preferred_gpu_uuid: str = ""
+    duration_seconds: float | None = None  # expected
+    movable: bool = False  # whether its holder agrees to be asked to move
     labels: Mapping[str, str] | None = None
     priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """One GPU, or a share of it, that an allocation holds."""
+    """One GPU, a share of it, or one of its MIG devices, that an allocation holds."""
 
-    uuid: str
+    uuid: str  # the GPU's
     model: str
     index: int  # on its node, in PCI order; for people
     memory_bytes: int  # what the allocation may use of it: its share, or all
-    exclusive: bool
+    exclusive: bool  # the whole GPU
+    compute_milli: int | None = None  # None: none is promised, or all of it (exclusive)
+    mig_device_uuid: str = ""  # empty: the GPU itself
+    mig_profile: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """What an allocation holds, or would hold, on one node."""
+
+    node: str
+    devices: tuple[Device, ...]
+    env: Mapping[str, str]  # what makes a CUDA process there see exactly these devices
+    held_by_node: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +123,8 @@ class Allocation:
 
     id: str
     state: AllocationState
-    node: str  # empty while waiting
-    devices: tuple[Device, ...]
+    node: str  # of a gang the first; empty while waiting
+    devices: tuple[Device, ...]  # on that node
     env: Mapping[str, str]  # what makes a CUDA process see exactly these devices
     expires_at: float | None  # when it ends without a keep-alive; None while waiting and once ended
     request: Request
@@ -92,7 +134,8 @@ class Allocation:
     ended_reason: str  # why it ended or is being given up
     queue_position: int | None  # 1 is next; None unless waiting
     resource_version: int
-    held_by_node: bool  # whether the node has confirmed that it holds it
+    held_by_node: bool  # whether its nodes have confirmed that they hold it
+    placements: tuple[Placement, ...] = ()  # of a gang: all of its nodes
 
     @property
     def uuids(self) -> tuple[str, ...]:
@@ -122,6 +165,57 @@ class Refusals:
 
 
 @dataclass(frozen=True, slots=True)
+class AddNodes:
+    """To suppose: nodes more, idle and well."""
+
+    gpus: int  # on each
+    model: str  # of the catalogue ("H100-80GB") or of the fleet
+    nodes: int = 1
+    pool: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveNode:
+    """To suppose: the fleet without this node."""
+
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class UncordonNode:
+    """To suppose: this node, and all of its GPUs, not cordoned."""
+
+    node: str
+
+
+WhatIf = AddNodes | RemoveNode | UncordonNode
+
+
+@dataclass(frozen=True, slots=True)
+class ProposedChange:
+    """The cheapest change, of those that are looked for, that would place a request now."""
+
+    kind: str  # stable for programs: "fewer_gpus", "other_model", "uncordon", "release", ...
+    summary: str
+    request: Request | None  # to make instead; None: the request stays and the fleet changes
+    node: str  # to uncordon, mend, repartition or free; empty: none
+    gpu_uuids: tuple[str, ...]  # of that node; empty: all, or the request changes
+    allocation_ids: tuple[str, ...]  # what would have to be released
+    placements: tuple[Placement, ...]  # where the request would go then
+
+
+@dataclass(frozen=True, slots=True)
+class RequestAhead:
+    """A request in the queue that goes before."""
+
+    allocation_id: str
+    holder: str
+    wanted: str  # in a few words
+    priority: int
+    requested_at: float
+
+
+@dataclass(frozen=True, slots=True)
 class Explanation:
     """Why something waits, or what would come of a request now."""
 
@@ -130,6 +224,21 @@ class Explanation:
     summary: str
     refusals: Refusals | None
     allocation: Allocation | None  # when the question was about one
+    placements: tuple[Placement, ...] = ()  # where, when it would be placed
+    choice: str = ""  # why there
+    change: ProposedChange | None = None  # None: it would be placed, or nothing was found
+    ahead: tuple[RequestAhead, ...] = ()  # the first 100; `refusals.ahead` counts all
+
+
+@dataclass(frozen=True, slots=True)
+class MoveOffer:
+    """The fleet asks the holder of a movable allocation to move it."""
+
+    id: str
+    allocation_id: str  # what would move
+    placements: tuple[Placement, ...]  # where to; not held for the offer
+    reason: str  # one sentence
+    expires_at: float  # until when an answer counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +249,29 @@ class KeptAlive:
     state: AllocationState
     expires_at: float | None
     ended_reason: str
+    move: MoveOffer | None = None  # the fleet asks to move it elsewhere
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """One move of a plan; cost and gain are thousandths of a GPU."""
+
+    allocation_id: str
+    from_placements: tuple[Placement, ...]
+    to_placements: tuple[Placement, ...]
+    kind: str  # "defragment" or "relieve"
+    reason: str  # one sentence with its numbers
+    cost_milli: int  # what the holder carries over
+    gain_milli: int  # capacity that becomes usable, or load that leaves a hot GPU
+    offer_id: str  # empty: its holder has not been asked
+
+
+@dataclass(frozen=True, slots=True)
+class MovePlan:
+    """Moves in the order in which they hold."""
+
+    moves: tuple[Move, ...]
+    summary: str  # one sentence for a person
 
 
 @dataclass(frozen=True, slots=True)

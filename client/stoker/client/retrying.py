@@ -2,7 +2,8 @@
 
 A call is sent again only where a second execution changes nothing: the reads; Release, Cordon,
 Uncordon and Drain, which state what shall be (the grace of a drain counts from the last time);
-KeepAlive; and Allocate because it carries an idempotency key.
+KeepAlive; AnswerMove, since an offer is granted once; Serve, by which a replica is registered anew;
+and Allocate because it carries an idempotency key.
 What an aggregator that is being restarted makes of a call is UNAVAILABLE or, when it was told to
 stop meanwhile, CANCELLED. Every other status is an answer, and asking again would give the same.
 """
@@ -20,7 +21,7 @@ _PAUSE_RATIO_MIN = 0.5
 
 
 class Method(StrEnum):
-    """The calls of the Fleet service."""
+    """The calls of the services Fleet and Services."""
 
     ALLOCATE = "Allocate"
     KEEP_ALIVE = "KeepAlive"
@@ -33,6 +34,12 @@ class Method(StrEnum):
     UNCORDON = "Uncordon"
     DRAIN = "Drain"
     LIST_HEALTH = "ListHealth"
+    REBALANCE = "Rebalance"
+    ANSWER_MOVE = "AnswerMove"
+    SERVE = "Serve"
+    ROUTE = "Route"
+    WATCH_ENDPOINTS = "WatchEndpoints"
+    LIST_SERVICES = "ListServices"
 
 
 _LOST = frozenset({"UNAVAILABLE", "CANCELLED"})
@@ -51,11 +58,20 @@ RETRIED: Mapping[Method, frozenset[str]] = {
     Method.UNCORDON: _LOST,
     Method.DRAIN: _LOST,
     Method.LIST_HEALTH: _LOST,
+    Method.REBALANCE: frozenset(),  # applied once more it asks further holders
+    Method.ANSWER_MOVE: _LOST,
+    Method.SERVE: _LOST,
+    Method.ROUTE: _LOST,
+    Method.WATCH_ENDPOINTS: _LOST | {"DEADLINE_EXCEEDED"},
+    Method.LIST_SERVICES: _LOST,
 }
+
+# Those of the service `stoker.v1.Services`.
+OF_SERVICES = frozenset({Method.SERVE, Method.ROUTE, Method.WATCH_ENDPOINTS, Method.LIST_SERVICES})
 
 
 # The aggregator's own words for "ask again"; with another one it has answered.
-_ASK_AGAIN = frozenset({"STOPPING", "WATCH_TOO_SLOW"})
+_ASK_AGAIN = frozenset({"STOPPING", "WATCH_TOO_SLOW", "SILENT"})
 
 
 def is_retried(method: Method, status: str, reason: str, *, has_key: bool) -> bool:

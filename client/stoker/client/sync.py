@@ -4,16 +4,16 @@ import contextlib
 import logging
 import math
 import random
-import threading
 import time
 import uuid
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
 import grpc
 
-from stoker.client import wire
+from stoker.client import wire, wire_moves, wire_services
 from stoker.client.channel import (
     LEAVE_SECONDS_MAX,
     RELEASE_WAIT_SECONDS,
@@ -21,9 +21,14 @@ from stoker.client.channel import (
     WATCH_SECONDS_MAX,
     channel_options,
 )
-from stoker.client.environment import default_holder, process_layers, resolve_address
-from stoker.client.errors import AllocationEnded, ClientError, NotFound
-from stoker.client.keepalive import pause_seconds, still_granted
+from stoker.client.environment import (
+    ContextVariables,
+    default_holder,
+    process_layers,
+    resolve_address,
+)
+from stoker.client.errors import ClientError
+from stoker.client.keepalive import still_granted
 from stoker.client.lease import RELEASED, EndedCallback, Lease, granted, on_this_host, settle
 from stoker.client.model import (
     Allocation,
@@ -33,10 +38,14 @@ from stoker.client.model import (
     Explanation,
     FleetHealth,
     KeptAlive,
+    MovePlan,
     Node,
     Nodes,
     Request,
+    WhatIf,
 )
+from stoker.client.moving import MoveCallback
+from stoker.client.moving_sync import Keeper
 from stoker.client.requesting import (
     KEPT_TTL_SECONDS,
     PLAIN_TTL_SECONDS,
@@ -44,7 +53,9 @@ from stoker.client.requesting import (
     as_seconds,
     build_request,
 )
-from stoker.client.retrying import Method, Seen, Tries
+from stoker.client.retrying import OF_SERVICES, Method, Seen, Tries
+from stoker.client.services import Service, ServiceEndpoints, registration
+from stoker.client.services_sync import Router, serving
 
 T = TypeVar("T")
 
@@ -90,6 +101,8 @@ class Fleet:
         self._rng = rng or random.Random()
         self._channel = grpc.insecure_channel(address, options=channel_options())
         self._stub = wire.stub(self._channel)
+        self._services = wire_services.stub(self._channel)
+        self._routers: list[Router] = []
         self._allocating = wire.allocating(self._channel)
 
     def __enter__(self) -> Self:
@@ -105,6 +118,8 @@ class Fleet:
 
     def close(self) -> None:
         """Hang up. What was allocated outside a context lives on until its TTL."""
+        while self._routers:
+            self._routers.pop().close()
         self._channel.close()
 
     # --- allocations
@@ -200,6 +215,7 @@ class Fleet:
         set_environment: bool = True,
         on_ended: EndedCallback | None = None,
         on_waiting: Callable[[str], None] | None = None,
+        on_move: MoveCallback | None = None,
         **wish: Unpack[Wish],
     ) -> Generator[Lease]:
         """Hold what was wished for while the context lasts: kept alive, and given back at its end.
@@ -209,16 +225,24 @@ class Fleet:
         restricted to this host. The TTL is a minute when left out: a process that dies loses its
         allocation after it. When the allocation ends underneath, `on_ended` is called, `ended` of
         the lease is set, and the end of the context raises AllocationEnded.
+
+        With `on_move` the fleet may ask to move it elsewhere: `on_move(offer, None)` says whether,
+        `on_move(offer, new)` is called once the new allocation is granted, carries the work over,
+        and says whether it is there; until then both are held. Then `allocation` of the lease and
+        the variables are those of the new one, and the old one is given back. False, or a failure,
+        leaves everything as it was. It runs in a thread of its own, and the end of the context
+        waits for it.
         """
         asked = build_request(wish, holder=default_holder(), ttl_seconds=KEPT_TTL_SECONDS)
+        if on_move is not None:
+            asked = replace(asked, movable=True)
         if set_environment:
             asked = on_this_host(asked)
         lease = Lease(self.submit(asked, wait=wait, on_waiting=on_waiting), on_ended)
-        stop = threading.Event()
-        name = f"stoker keep-alive {lease.id}"
-        keeper = threading.Thread(target=self._keep, args=(lease, stop), name=name, daemon=True)
+        variables = ContextVariables(process_layers, lease.env if set_environment else {})
+        moved = variables.replace if set_environment else _leave_variables
+        keeper = Keeper(self, lease, on_move, moved)
         keeper.start()
-        layer = process_layers.push(lease.env if set_environment else {})
         failed: BaseException | None = None
         try:
             yield lease
@@ -226,26 +250,12 @@ class Fleet:
             failed = error
             raise
         finally:
-            process_layers.pop(layer)
-            stop.set()
-            keeper.join()
-            settle(lease, failed, self._give_back(lease))
-
-    def _keep(self, lease: Lease, stop: threading.Event) -> None:
-        ttl_seconds = lease.allocation.request.ttl_seconds
-        pause = pause_seconds(ttl_seconds, arrived=True)
-        while lease.ended is None and not stop.wait(pause):
             try:
-                self.keep_alive(lease.id)
-            except AllocationEnded as ended:
-                lease.end(ended)
-            except NotFound as error:
-                lease.end(AllocationEnded(lease.id, AllocationState.ENDED, str(error)))
-            except ClientError as error:
-                _log.warning("allocation %s was not kept alive, trying again: %s", lease.id, error)
-                pause = pause_seconds(ttl_seconds, arrived=False)
-            else:
-                pause = pause_seconds(ttl_seconds, arrived=True)
+                keeper.settle()
+            finally:
+                variables.end()
+                keeper.stop()
+            settle(lease, failed, self._give_back(lease))
 
     def _give_back(self, lease: Lease) -> ClientError | None:
         """Release what a context held; returns the error that kept it from that, for its end."""
@@ -274,14 +284,39 @@ class Fleet:
         """
         return self._answer(wire.release(allocation_id, reason, as_seconds(wait, "wait")))
 
-    def explain(self, allocation_id: str) -> Explanation:
-        """Return why a waiting allocation waits."""
-        return self._answer(wire.explain(allocation_id))
+    def explain(self, allocation_id: str, *, what_if: Sequence[WhatIf] = ()) -> Explanation:
+        """Return why a waiting allocation waits, if the fleet were as `what_if` supposes."""
+        return self._answer(wire.explain(allocation_id, what_if))
 
-    def explain_request(self, **wish: Unpack[Wish]) -> Explanation:
-        """Return what would come of a wish now; allocates nothing."""
+    def explain_request(
+        self, *, what_if: Sequence[WhatIf] = (), **wish: Unpack[Wish]
+    ) -> Explanation:
+        """Return what would come of a wish now, if the fleet were so; allocates nothing."""
         asked = build_request(wish, holder=default_holder(), ttl_seconds=PLAIN_TTL_SECONDS)
-        return self._answer(wire.explain(asked))
+        return self._answer(wire.explain(asked, what_if))
+
+    def answer_move(self, offer_id: str, *, accept: bool) -> Allocation | None:
+        """Answer an offer to move; returns the new allocation, granted, or None when declined.
+
+        The old one stays until it is released. Raises Refused when the place is gone by now, and
+        NotFound when the offer has expired. `allocate` does all of this with `on_move`.
+        """
+        return self._answer(wire_moves.answer_move(offer_id, accept=accept))
+
+    def rebalance(
+        self,
+        *,
+        moves: int = 10,
+        pool: str | None = None,
+        apply: bool = False,
+        answer: str | float | None = None,
+    ) -> MovePlan:
+        """Return at most so many moves that are worth their cost; with `apply` ask their holders.
+
+        Holders have `answer`, a duration, to agree; a minute when left out.
+        """
+        answer_seconds = None if answer is None else as_seconds(answer, "answer")
+        return self._answer(wire_moves.rebalance(moves, pool, answer_seconds, apply=apply))
 
     # --- the fleet
 
@@ -353,11 +388,53 @@ class Fleet:
                 rpc.cancel()
             self._pause_or_raise(lost, call, tries)
 
+    # --- services
+
+    def serve(
+        self,
+        service: str,
+        lease: Lease | Allocation | str,
+        *,
+        address: str,
+        capacity: int | None = None,
+    ) -> contextlib.AbstractContextManager[Service]:
+        """Be an endpoint of `service` at `address` (HOST:PORT) while the context lasts.
+
+        `lease`, or an allocation or its id, is what the replica runs in; `capacity` is how many
+        calls it can work on at a time. What its operations take is told by `observe` or
+        `operation` of the Service. It is registered anew after an outage of the aggregator; when
+        the allocation has ended it is over, and `ended` of the Service says so.
+        """
+        return serving(
+            self._services,
+            registration(service, lease, address, capacity),
+            self.address,
+            patience=self._patience,
+            rng=self._rng,
+        )
+
+    def router(self, service: str) -> Router:
+        """Return who says which endpoint of `service` the next call goes to, until closed."""
+        router = Router(
+            self._services, service, self.address, patience=self._patience, rng=self._rng
+        )
+        self._routers.append(router)
+        return router
+
+    def services(self) -> tuple[ServiceEndpoints, ...]:
+        """Return every service with its endpoints, their weights and why."""
+        return self._answer(wire_services.list_services())
+
+    def route(self, service: str) -> ServiceEndpoints:
+        """Return the endpoints of one service as they are now."""
+        return self._answer(wire_services.route(service))
+
     # --- calls
 
     def _answer(self, call: wire.Call[T], timeout: float | None = None) -> T:
         tries = self._tries((self._timeout if timeout is None else timeout) + call.wait_seconds)
-        method: Callable[..., Any] = getattr(self._stub, call.method)
+        stub: Any = self._services if call.method in OF_SERVICES else self._stub
+        method: Callable[..., Any] = getattr(stub, call.method)
         while True:
             seconds = tries.remaining_seconds(time.monotonic())
             try:
@@ -376,3 +453,7 @@ class Fleet:
     ) -> None:
         now = time.monotonic()
         time.sleep(wire.pause_or_raise(lost, call, tries, now, self.address))
+
+
+def _leave_variables(_variables: Mapping[str, str]) -> None:
+    """Set no variables, as was asked for."""

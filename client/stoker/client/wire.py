@@ -1,8 +1,8 @@
-"""Calls as values, statuses as errors; protobuf is known here and in the two `wire_*` beside it."""
+"""Calls as values, statuses as errors; protobuf is known here and in the `wire_*` beside it."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, assert_never
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -14,6 +14,7 @@ from google.rpc import (  # type: ignore[import-untyped]
 from stoker.client import errors, wire_health
 from stoker.client import wire_answers as read
 from stoker.client.model import (
+    AddNodes,
     Allocation,
     Allocations,
     AllocationState,
@@ -24,9 +25,13 @@ from stoker.client.model import (
     Node,
     Nodes,
     Refusals,
+    RemoveNode,
     Request,
+    UncordonNode,
+    WhatIf,
 )
 from stoker.client.retrying import Method, Tries, is_retried
+from stoker.client.wire_requests import request_message, sendable
 from stoker.v1 import fleet_pb2, fleet_pb2_grpc, types_pb2
 
 T = TypeVar("T")
@@ -35,6 +40,7 @@ ERROR_DOMAIN = "stoker"
 # The id of what is granted, or waits, comes before the answer under this name.
 ALLOCATION_ID_KEY = "stoker-allocation-id"
 _ID = "allocation_id"
+_COUNT_LIMIT = 2**32  # of the wire; what makes sense is the aggregator's to know
 _DETAILS_KEY = "grpc-status-details-bin"
 # What grpc.aio makes of a message that was to be written when the connection had just broken.
 _BROKEN_WRITE = ("INTERNAL", "Internal error from Core")
@@ -57,8 +63,8 @@ class Call(Generic[T]):
 
 def allocate(request: Request, idempotency_key: str, wait_seconds: float) -> Call[Allocation]:
     message = fleet_pb2.AllocateRequest(
-        request=_request_message(request),
-        idempotency_key=_text(idempotency_key, "idempotency_key"),
+        request=request_message(request),
+        idempotency_key=sendable(idempotency_key, "idempotency_key"),
         wait_seconds=wait_seconds,
     )
     return Call(
@@ -72,7 +78,7 @@ def allocate(request: Request, idempotency_key: str, wait_seconds: float) -> Cal
 
 def keep_alive(allocation_id: str) -> Call[KeptAlive]:
     """One turn of the stream both ways: one message is sent, one answer is read."""
-    messages = (fleet_pb2.KeepAliveRequest(allocation_id=_text(allocation_id, _ID)),)
+    messages = (fleet_pb2.KeepAliveRequest(allocation_id=sendable(allocation_id, _ID)),)
     return Call(
         Method.KEEP_ALIVE,
         messages,
@@ -83,8 +89,8 @@ def keep_alive(allocation_id: str) -> Call[KeptAlive]:
 
 def release(allocation_id: str, reason: str, wait_seconds: float) -> Call[Allocation]:
     message = fleet_pb2.ReleaseRequest(
-        allocation_id=_text(allocation_id, _ID),
-        reason=_text(reason, "reason"),
+        allocation_id=sendable(allocation_id, _ID),
+        reason=sendable(reason, "reason"),
         wait_seconds=wait_seconds,
     )
     return Call(
@@ -96,12 +102,34 @@ def release(allocation_id: str, reason: str, wait_seconds: float) -> Call[Alloca
     )
 
 
-def explain(subject: str | Request) -> Call[Explanation]:
+def explain(subject: str | Request, what_if: Sequence[WhatIf] = ()) -> Call[Explanation]:
+    supposed = [_what_if(each) for each in what_if]
     if isinstance(subject, str):
-        message = fleet_pb2.ExplainRequest(allocation_id=_text(subject, _ID))
+        message = fleet_pb2.ExplainRequest(allocation_id=sendable(subject, _ID), what_if=supposed)
         return Call(Method.EXPLAIN, message, read.explanation, about=subject)
-    message = fleet_pb2.ExplainRequest(request=_request_message(subject))
+    message = fleet_pb2.ExplainRequest(request=request_message(subject), what_if=supposed)
     return Call(Method.EXPLAIN, message, read.explanation)
+
+
+def _what_if(change: WhatIf) -> fleet_pb2.WhatIf:
+    match change:
+        case AddNodes(gpus, model, nodes, pool):
+            for what, count in (("gpus", gpus), ("nodes", nodes)):
+                if not 0 < count < _COUNT_LIMIT:
+                    raise errors.InvalidRequest(f"{what}: wanted at least 1, found {count}")
+            add = fleet_pb2.AddNodes(
+                nodes=nodes,
+                gpus=gpus,
+                model=sendable(model, "model"),
+                pool=sendable(pool, "pool"),
+            )
+            return fleet_pb2.WhatIf(add=add)
+        case RemoveNode(node):
+            return fleet_pb2.WhatIf(remove_node=sendable(node, "node"))
+        case UncordonNode(node):
+            return fleet_pb2.WhatIf(uncordon_node=sendable(node, "node"))
+        case _:
+            assert_never(change)
 
 
 def list_nodes() -> Call[Nodes]:
@@ -133,13 +161,13 @@ def watch(resource_version: int) -> Call[Change]:
 
 def cordon(node: str, reason: str, gpu_uuid: str | None = None) -> Call[Node]:
     message = fleet_pb2.CordonRequest(
-        node=_text(node, "node"), reason=_text(reason, "reason"), gpu_uuid=_gpu(gpu_uuid)
+        node=sendable(node, "node"), reason=sendable(reason, "reason"), gpu_uuid=_gpu(gpu_uuid)
     )
     return Call(Method.CORDON, message, _node, about=node)
 
 
 def uncordon(node: str, gpu_uuid: str | None = None) -> Call[Node]:
-    message = fleet_pb2.UncordonRequest(node=_text(node, "node"), gpu_uuid=_gpu(gpu_uuid))
+    message = fleet_pb2.UncordonRequest(node=sendable(node, "node"), gpu_uuid=_gpu(gpu_uuid))
     return Call(Method.UNCORDON, message, _node, about=node)
 
 
@@ -147,8 +175,8 @@ def drain(
     node: str, reason: str, gpu_uuid: str | None = None, grace_seconds: float | None = None
 ) -> Call[Node]:
     message = fleet_pb2.DrainRequest(
-        node=_text(node, "node"),
-        reason=_text(reason, "reason"),
+        node=sendable(node, "node"),
+        reason=sendable(reason, "reason"),
         gpu_uuid=_gpu(gpu_uuid),
         grace_seconds=grace_seconds,
     )
@@ -202,39 +230,11 @@ def allocation_id(metadata: Iterable[tuple[str, str | bytes]] | None) -> str | N
     return None
 
 
-def _request_message(request: Request) -> types_pb2.Request:
-    labels = request.labels or {}
-    try:
-        return types_pb2.Request(
-            gpus=request.gpus,
-            memory_bytes=request.memory_bytes,
-            holder=_text(request.holder, "holder"),
-            ttl_seconds=request.ttl_seconds,
-            model=_text(request.model, "model"),
-            pool=_text(request.pool, "pool"),
-            node=_text(request.node, "node"),
-            host_boot_id=_text(request.host_boot_id, "host_boot_id"),
-            labels={_text(key, "labels"): _text(labels[key], "labels") for key in labels},
-            priority=request.priority,
-        )
-    except ValueError as error:  # a number that its field cannot carry
-        raise errors.InvalidRequest(f"request: {error}") from error
-
-
-def _text(value: str, what: str) -> str:
-    """Return text that can be sent; a shell hands over bytes that are no UTF-8 as surrogates."""
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise errors.InvalidRequest(f"{what}: wanted UTF-8, found {value[:60]!r}") from error
-    return value
-
-
 def _gpu(uuid: str | None) -> str:
     """Return which GPU is meant, empty for all of the node."""
     if uuid == "":  # a variable that was not set must not cordon a node of eight
         raise errors.InvalidRequest("gpu_uuid: wanted the UUID of a GPU, found an empty text")
-    return "" if uuid is None else _text(uuid, "gpu_uuid")
+    return "" if uuid is None else sendable(uuid, "gpu_uuid")
 
 
 def _node(answer: Any) -> Node:

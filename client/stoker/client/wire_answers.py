@@ -11,14 +11,18 @@ from stoker.client.model import (
     Gpu,
     KeptAlive,
     MissingGpu,
+    MoveOffer,
     Node,
     NodeState,
+    Placement,
     Process,
+    ProposedChange,
     Refusal,
     Refusals,
-    Request,
+    RequestAhead,
 )
 from stoker.client.wire_health import assignment, cordon_of, given, health_of, owner_of
+from stoker.client.wire_requests import read_request
 from stoker.v1 import fleet_pb2, types_pb2
 
 _ALLOCATION_STATES: Mapping[int, AllocationState] = {
@@ -34,33 +38,15 @@ _NODE_STATES: Mapping[int, NodeState] = {
 }
 
 
-def _request(message: types_pb2.Request) -> Request:
-    return Request(
-        gpus=message.gpus,
-        holder=message.holder,
-        ttl_seconds=message.ttl_seconds,
-        memory_bytes=given(message, "memory_bytes"),
-        model=message.model,
-        pool=message.pool,
-        node=message.node,
-        host_boot_id=message.host_boot_id,
-        labels=dict(message.labels) or None,
-        priority=message.priority,
-    )
-
-
 def allocation(message: types_pb2.Allocation) -> Allocation:
     return Allocation(
         id=message.id,
         state=_ALLOCATION_STATES.get(message.state, AllocationState.UNKNOWN),
         node=message.node,
-        devices=tuple(
-            Device(each.uuid, each.model, each.index, each.memory_bytes, each.exclusive)
-            for each in message.devices
-        ),
+        devices=tuple(_device(each) for each in message.devices),
         env=dict(message.env),
         expires_at=given(message, "expires_at"),
-        request=_request(message.request),
+        request=read_request(message.request),
         requested_at=message.requested_at,
         granted_at=given(message, "granted_at"),
         ended_at=given(message, "ended_at"),
@@ -68,6 +54,29 @@ def allocation(message: types_pb2.Allocation) -> Allocation:
         queue_position=given(message, "queue_position"),
         resource_version=message.resource_version,
         held_by_node=message.held_by_node,
+        placements=tuple(placement(each) for each in message.placements),
+    )
+
+
+def placement(message: types_pb2.Placement) -> Placement:
+    return Placement(
+        message.node,
+        tuple(_device(each) for each in message.devices),
+        dict(message.env),
+        message.held_by_node,
+    )
+
+
+def _device(message: types_pb2.Device) -> Device:
+    return Device(
+        uuid=message.uuid,
+        model=message.model,
+        index=message.index,
+        memory_bytes=message.memory_bytes,
+        exclusive=message.exclusive,
+        compute_milli=given(message, "compute_milli"),
+        mig_device_uuid=message.mig_device_uuid,
+        mig_profile=message.mig_profile,
     )
 
 
@@ -77,6 +86,17 @@ def kept_alive(message: fleet_pb2.KeepAliveResponse) -> KeptAlive:
         _ALLOCATION_STATES.get(message.state, AllocationState.UNKNOWN),
         given(message, "expires_at"),
         message.ended_reason,
+        _move_offer(message.move) if message.HasField("move") else None,
+    )
+
+
+def _move_offer(message: fleet_pb2.MoveOffer) -> MoveOffer:
+    return MoveOffer(
+        message.id,
+        message.allocation_id,
+        tuple(placement(each) for each in message.placements),
+        message.reason,
+        message.expires_at,
     )
 
 
@@ -87,6 +107,27 @@ def explanation(message: fleet_pb2.ExplainResponse) -> Explanation:
         summary=message.summary,
         refusals=refusals(message.refusals) if message.HasField("refusals") else None,
         allocation=allocation(message.allocation) if message.HasField("allocation") else None,
+        placements=tuple(placement(each) for each in message.placements),
+        choice=message.choice,
+        change=_proposed(message.change) if message.HasField("change") else None,
+        ahead=tuple(
+            RequestAhead(
+                each.allocation_id, each.holder, each.wanted, each.priority, each.requested_at
+            )
+            for each in message.ahead
+        ),
+    )
+
+
+def _proposed(message: fleet_pb2.ProposedChange) -> ProposedChange:
+    return ProposedChange(
+        kind=message.kind,
+        summary=message.summary,
+        request=read_request(message.request) if message.HasField("request") else None,
+        node=message.node,
+        gpu_uuids=tuple(message.gpu_uuids),
+        allocation_ids=tuple(message.allocation_ids),
+        placements=tuple(placement(each) for each in message.placements),
     )
 
 

@@ -3,12 +3,13 @@
 import asyncio
 import contextlib
 import importlib.util
+import os
 import signal
 import sys
 import tempfile
 from collections.abc import Callable, Coroutine, Generator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import click
 
@@ -17,13 +18,27 @@ from stoker.core.errors import BadInput, Missing
 from stoker.core.gpu_models import GPUS_PER_NODE_MAX
 
 if TYPE_CHECKING:
+    from stoker.cli.bench.balance import BalanceReport
     from stoker.cli.bench.figures import AllocateReport, IngestReport
+    from stoker.cli.bench.placement_figures import PlacementReport
+    from stoker.cli.bench.routing_figures import RoutingReport
     from stoker.cli.bench.sampling import SamplingFigures
+
+    Report: TypeAlias = (
+        AllocateReport
+        | BalanceReport
+        | IngestReport
+        | PlacementReport
+        | RoutingReport
+        | SamplingFigures
+    )
 
 T = TypeVar("T")
 
 # Of the daemons' extras; `stoker[cli]` alone has none of them.
-_NEEDED = ("grpc_health", "prometheus_client", "psutil", "sqlite_utils", "uvloop")
+_NEEDED = (
+    *("grpc_health", "highspy", "numpy", "prometheus_client", "psutil", "sqlite_utils", "uvloop"),
+)
 
 NODES_MAX = 20_000
 HZ_MAX = 100.0
@@ -31,6 +46,14 @@ SECONDS_MAX = 3600.0
 RATE_MAX = 100_000.0
 SWEEPS_MAX = 1_000_000
 SWEEP_INTERVAL_SECONDS_MAX = 60.0
+REPLICAS_MAX = 64
+SLOTS_MAX = 1024
+CALL_SECONDS_MAX = 1.0
+SLOW_MAX = 1000.0
+COPIES_MAX = 100
+JOBS_MAX = 1024
+SHARED_NODES_MAX = 1000
+VIRTUAL_SECONDS_MAX = 86_400.0
 
 
 @click.group()
@@ -179,6 +202,170 @@ def sampling(
     _print(report, settings)
 
 
+@bench.command()
+@json_option
+@click.option(
+    "--nodes",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="CSV of a fleet, in the columns of the openb trace; needs --tasks.",
+)
+@click.option(
+    "--tasks",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="CSV of what is asked for; without both, small fleets and tasks made by seed.",
+)
+@click.option(
+    "--policy",
+    "policies",
+    multiple=True,
+    metavar="NAME",
+    help="Whom to play; repeatable; all, and else: the published ones and ours.",
+)
+@click.option("--seeds", default="42-51", show_default=True, metavar="A-B", help="Runs of each.")
+@click.option(
+    "--protocol",
+    type=click.Choice(["fgd", "timed"]),
+    default="fgd",
+    show_default=True,
+    help="Arrivals alone, in random order, as published; or by the times in the file.",
+)
+@click.option("--copies", default=1, show_default=True, help="Every node and task so many times.")
+@click.option("--learn", is_flag=True, help="Policies learn what tasks are like as they arrive.")
+@click.option("--bound", is_flag=True, help="Find what no policy can exceed, too.")
+@click.option("--jobs", type=int, help="Processes; else one for each core.")
+@click.pass_obj
+def placement(
+    settings: Settings,
+    nodes: Path | None,
+    tasks: Path | None,
+    policies: tuple[str, ...],
+    seeds: str,
+    protocol: str,
+    copies: int,
+    jobs: int | None,
+    *,
+    learn: bool,
+    bound: bool,
+) -> None:
+    """How full a fleet can be when requests are placed by a policy.
+
+    Plays a workload through what decides in production: request, placement, admission, grant.
+    """
+    from stoker.cli.bench.placement import (
+        PlacementOptions,
+        check_policies,
+        measure_placement,
+        parse_seeds,
+    )
+    from stoker.cli.bench.progress import Progress
+
+    is_timed = protocol == "timed"
+    if (nodes is None) != (tasks is None):
+        given, lacking = ("--nodes", "--tasks") if tasks is None else ("--tasks", "--nodes")
+        raise BadInput(f"{given}: wanted {lacking} beside it, found it alone")
+    if bound and is_timed:
+        raise BadInput("--bound: wanted --protocol fgd: there is no bound on departures")
+    _check("--copies", copies, COPIES_MAX, minimum=1)
+    cores = len(os.sched_getaffinity(0))
+    _check("--jobs", cores if jobs is None else jobs, JOBS_MAX, minimum=1)
+    options = PlacementOptions(
+        nodes=nodes,
+        tasks=tasks,
+        policies=check_policies(policies),
+        seeds=parse_seeds(seeds),
+        is_timed=is_timed,
+        copies=copies,
+        is_learning=learn,
+        bound=bound,
+        jobs=cores if jobs is None else jobs,
+    )
+    progress = Progress()
+    with _folder(None) as folder, progress.shown():
+        report = _run(measure_placement(options, folder, progress))
+    _print(report, settings)
+
+
+@bench.command()
+@json_option
+@click.option("--replicas", default=3, show_default=True, help="Of the service; one is slowed.")
+@click.option("--slots", default=4, show_default=True, help="Calls that each works on at a time.")
+@click.option(
+    "--call-seconds", default=0.02, show_default=True, help="That a call takes, on the mean."
+)
+@click.option(
+    "--slow", default=5.0, show_default=True, help="How much longer the slowed replica takes."
+)
+@click.option("--rate", default=100.0, show_default=True, help="Calls a second.")
+@click.option("--seconds", default=20.0, show_default=True, help="How long to measure a policy.")
+@click.option("--seed", default=1, show_default=True, help="Of all that is random.")
+@click.pass_obj
+def routing(
+    settings: Settings,
+    replicas: int,
+    slots: int,
+    call_seconds: float,
+    slow: float,
+    rate: float,
+    seconds: float,
+    seed: int,
+) -> None:
+    """How calls of a service fare of which one replica is slow: round robin, and the SDK's router.
+
+    The replicas are real gRPC servers, each a process that is an endpoint in an allocation of its
+    own. Calls arrive at random, whatever the answers do; a latency counts from when its call was
+    due.
+    """
+    from stoker.cli.bench.progress import Progress
+    from stoker.cli.bench.routing import RoutingOptions, measure_routing
+
+    _check("--replicas", replicas, REPLICAS_MAX, minimum=2)
+    _check("--slots", slots, SLOTS_MAX, minimum=1)
+    _check("--call-seconds", call_seconds, CALL_SECONDS_MAX)
+    _check("--slow", slow, SLOW_MAX, minimum=1)
+    _check("--rate", rate, RATE_MAX)
+    _check("--seconds", seconds, SECONDS_MAX)
+    options = RoutingOptions(replicas, slots, call_seconds, slow, rate, seconds, seed)
+    progress = Progress()
+    with _folder(None) as folder, progress.shown():
+        report = _run(measure_routing(options, folder, progress))
+    _print(report, settings)
+
+
+@bench.command()
+@json_option
+@click.option("--nodes", default=8, show_default=True, help="Simulated ones.")
+@click.option("--gpus", default=8, show_default=True, help="GPUs of every node.")
+@click.option("--seeds", default="1-5", show_default=True, metavar="A-B", help="Runs of each.")
+@click.option(
+    "--seconds", default=1200.0, show_default=True, help="Virtual time to measure in, a run."
+)
+@click.option(
+    "--warm-up", default=600.0, show_default=True, help="Virtual time before that, in seconds."
+)
+@click.pass_obj
+def balance(
+    settings: Settings, nodes: int, gpus: int, seeds: str, seconds: float, warm_up: float
+) -> None:
+    """How even the load of shared GPUs is, by policy, when replicas come in bursts.
+
+    Nodes are simulated in virtual time; what decides is what decides in production.
+    """
+    from stoker.cli.bench.balance import measure_balance
+    from stoker.cli.bench.placement import parse_seeds
+    from stoker.cli.bench.progress import Progress
+    from stoker.testing.balancing.playing import Course
+
+    _check("--nodes", nodes, SHARED_NODES_MAX, minimum=1)
+    _check("--gpus", gpus, GPUS_PER_NODE_MAX, minimum=1)
+    _check("--seconds", seconds, VIRTUAL_SECONDS_MAX, minimum=1)
+    _check("--warm-up", warm_up, VIRTUAL_SECONDS_MAX, minimum=0)
+    course = Course(nodes, gpus, warm_up, seconds)
+    progress = Progress()
+    with _folder(None) as folder, progress.shown():
+        report = _run(measure_balance(course, parse_seeds(seeds), folder, progress))
+    _print(report, settings)
+
+
 def _check_common(nodes: int, gpus: int, hz: float, seconds: float) -> None:
     """Raise BadInput for what makes no sense, or is more than this machine allows."""
     from stoker.cli.bench.machine import allow_connections
@@ -218,13 +405,23 @@ def _run(measuring: Coroutine[Any, Any, T]) -> T:
         sys.exit(128 + signal.SIGTERM)
 
 
-def _print(report: "IngestReport | AllocateReport | SamplingFigures", settings: Settings) -> None:
+def _print(report: "Report", settings: Settings) -> None:
     import msgspec
 
+    from stoker.cli.bench.balance import BalanceReport, balance_lines
+    from stoker.cli.bench.placement_figures import PlacementReport
+    from stoker.cli.bench.placement_table import placement_lines
     from stoker.cli.bench.table import report_lines
 
     if settings.json:
         print(msgspec.json.format(msgspec.json.encode(report), indent=2).decode())
-    else:
-        for line in report_lines(report):
-            print(line)
+        return
+    match report:
+        case PlacementReport():
+            lines = placement_lines(report)
+        case BalanceReport():
+            lines = balance_lines(report)
+        case _:
+            lines = report_lines(report)
+    for line in lines:
+        print(line)

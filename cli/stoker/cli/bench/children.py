@@ -18,6 +18,7 @@ import psutil
 
 from stoker.core.errors import Missing, StokerError
 from stoker.testing.load import Failed, Lacking, Measure, Said, decode_said, encode
+from stoker.testing.workloads.messages import Instruction
 
 # A report has a figure for every frame of its window.
 LINE_BYTES_MAX = 256 * 2**20
@@ -59,7 +60,7 @@ class Child:
         except psutil.NoSuchProcess as error:
             raise ChildFailed(self._told_at_end()) from error
 
-    def tell(self, message: Measure) -> None:
+    def tell(self, message: Measure | Instruction) -> None:
         """Send it a message."""
         assert self._process.stdin is not None
         self._process.stdin.write(encode(message))

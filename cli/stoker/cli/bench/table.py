@@ -8,11 +8,14 @@ from typing import Any
 import msgspec
 
 from stoker.cli.bench.figures import AllocateReport, IngestReport
+from stoker.cli.bench.routing_figures import RoutingReport
 from stoker.cli.bench.sampling import SamplingFigures
 from stoker.core.units import format_bytes
 
 
-def report_lines(report: IngestReport | AllocateReport | SamplingFigures) -> Iterator[str]:
+def report_lines(
+    report: IngestReport | AllocateReport | SamplingFigures | RoutingReport,
+) -> Iterator[str]:
     """Yield the lines."""
     rows = list(_rows(report))
     width = max(len(name) for name, _ in rows)
