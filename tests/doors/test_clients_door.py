@@ -81,7 +81,7 @@ ROWS = {
     "too many labels": Row(
         wish(labels={f"key{number}": "x" for number in range(65)}), ["labels", "64", "65"]
     ),
-    "unknown GPU model": Row(wish(model="H100-80BG"), ["model", "H100-80BG", "H100-80GB"]),
+    "unknown GPU model": Row(wish(models=("H100-80BG",)), ["model", "H100-80BG", "H100-80GB"]),
     "priority out of range": Row(wish(priority=2_000_000), ["priority", "2,000,000"]),
     "negative wait": Row(with_request({"wait_seconds": -1.0}), ["wait_seconds", "-1"]),
     "wait without end": Row(with_request({"wait_seconds": math.inf}), ["wait_seconds", "inf"]),
@@ -96,7 +96,7 @@ ROWS = {
     ),
     "nothing asked for": Row(fleet_pb2.AllocateRequest(), ["gpus"]),
     "garbage": Row(b"\x0b\xff\xff", ["AllocateRequest"]),
-    "model that no node has": refused(wish(model="B200"), "B200"),
+    "model that no node has": refused(wish(models=("B200",)), "B200"),
     "node that is not there": refused(wish(node="node-z"), "node"),
     "more GPUs than the node has": refused(wish(gpus=3), "3"),
     "released, and unknown": unknown(

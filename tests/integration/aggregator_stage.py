@@ -13,6 +13,7 @@ from grpc import aio
 from tests.support.waiting import until, until_true
 
 from stoker.aggregator.config import Settings
+from stoker.aggregator.moves import RebalanceOptions
 from stoker.aggregator.server import Aggregator, OpenStore
 from stoker.aggregator.store import Store
 from stoker.core.addresses import Address
@@ -161,11 +162,16 @@ class Waiting:
 
 @asynccontextmanager
 async def serving(
-    folder: Path, clock: JumpClock | None = None, open_store: OpenStore = Store
+    folder: Path,
+    clock: JumpClock | None = None,
+    open_store: OpenStore = Store,
+    listen: Address = ANY_PORT,
+    rebalance: RebalanceOptions | None = None,
 ) -> AsyncGenerator[Stage]:
     """An aggregator on the data in `folder`, and at the end an orderly stop."""
     clock = clock or JumpClock()
-    settings = Settings(ANY_PORT, ANY_PORT, folder)
+    moves = rebalance or RebalanceOptions()
+    settings = Settings(listen, ANY_PORT, folder, rebalance=moves)
     aggregator = Aggregator(
         settings, version="9.9", clock=clock, notifier=Notifier({}), open_store=open_store
     )

@@ -72,8 +72,8 @@ BAD: Mapping[str, Bad] = {
     "negative TTL": allocate("ttl_seconds", "found -5", ttl_seconds=-5.0),
     "TTL beyond a year": allocate("ttl_seconds", "31,536,001", ttl_seconds=31_536_001.0),
     "TTL that is no number": allocate("ttl_seconds", "nan", ttl_seconds=NAN),
-    "unknown model": allocate("model", "nearest is H100-80GB", model="H100-80GG"),
-    "model that is no name": allocate("model", "catalogue has", model="%%%"),
+    "unknown model": allocate("models", "nearest is H100-80GB", models=("H100-80GG",)),
+    "model that is no name": allocate("models", "catalogue has", models=("%%%",)),
     "long pool": allocate("pool", "at most 256", pool="p" * 257),
     "odd node": allocate("node", "letters, digits", node="a/b"),
     "long node": allocate("node", "at most 253", node="n" * 254),
@@ -175,8 +175,8 @@ async def test_malformed_keep_alive_ends_its_stream(stage: Stage) -> None:
 async def test_model_of_the_fleet_is_known_though_not_in_the_catalogue(stage: Stage) -> None:
     async with stage.agent("n2", 1) as agent:
         assert agent.gpus[0].model not in ("", "Quantum 9000")
-    failure = await failure_of(stage.fleet.Allocate(wish(model="Quantum-9000")))
-    assert failure.fields == ["request.model"]
+    failure = await failure_of(stage.fleet.Allocate(wish(models=("Quantum-9000",))))
+    assert failure.fields == ["request.models"]
     hello = agent.hello()
     hello.node, hello.incarnation = "n3", "of n3"
     hello.inventory.gpus[0].model = "NVIDIA Quantum 9000"
@@ -184,7 +184,7 @@ async def test_model_of_the_fleet_is_known_though_not_in_the_catalogue(stage: St
     call = agent_pb2_grpc.AgentLinkStub(stage.channel).Connect()
     await call.write(agent_pb2.AgentMessage(hello=hello))
     await call.read()
-    failure = await failure_of(stage.fleet.Allocate(wish(model="Quantum-9000")))
+    failure = await failure_of(stage.fleet.Allocate(wish(models=("Quantum-9000",))))
     assert failure.reason == "CANNOT_PLACE"
     call.cancel()
 

@@ -11,7 +11,7 @@ from tests.support.nvml_library import build_full, build_small, counting, enviro
 
 from stoker.agent.driver_host.frames import RealDriver
 from stoker.agent.facts import FACTS, Fact, Rate
-from stoker.agent.readings import GpuIdentity, GpuReading
+from stoker.agent.readings import GpuIdentity, GpuReading, NvlinkPeer
 
 GIB = 2**30
 FIRST, SECOND = (f"GPU-f0f0f0f0-0000-4000-8000-00000000000{n}" for n in (1, 2))
@@ -110,6 +110,10 @@ async def test_a_library_that_knows_everything_is_asked_everything(
         users = await host.processes()
     assert [gpu.model for gpu in inventory.gpus] == ["NVIDIA H100 80GB HBM3"] * 2
     assert inventory.driver_version == "580.95.05"
+    assert [(gpu.nvlink_peers, gpu.nvswitch_links) for gpu in inventory.gpus] == [
+        ((NvlinkPeer(SECOND, 4),), 14),
+        ((NvlinkPeer(FIRST, 4),), 14),
+    ]
     for reading in readings:
         assert reading.failures == ()
         assert set(FACTS) - told(reading) == NOT_ON_HOPPER

@@ -11,7 +11,8 @@ from stoker.agent.metrics.table import METRICS
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "packaging" / "prometheus" / "stoker-recording-rules.yaml"
-AGGREGATOR_METERS = ROOT / "tests" / "golden" / "aggregator_meters.txt"
+PAGES = ("aggregator_meters.txt", "aggregator_metrics_services.txt")
+AGGREGATOR_PAGES = [ROOT / "tests" / "golden" / name for name in PAGES]
 
 
 def promtool(*arguments: str | Path) -> str:
@@ -36,7 +37,8 @@ def test_the_rules_are_made_of_series_that_exist() -> None:
     rules = yaml.safe_load(RULES.read_text(encoding="utf-8"))
     expressions = [rule["expr"] for group in rules["groups"] for rule in group["rules"]]
     used = {name for text in expressions for name in re.findall(r"\bstoker_\w+", text)}
-    counted = set(re.findall(r"^(stoker_\w+)", AGGREGATOR_METERS.read_text(), flags=re.MULTILINE))
+    told = "".join(page.read_text() for page in AGGREGATOR_PAGES)
+    counted = set(re.findall(r"^(stoker_\w+)", told, flags=re.MULTILINE))
     assert len(used) > 8
     assert used - METRICS.keys() - counted == set()
 
@@ -53,4 +55,6 @@ def test_the_names_of_older_dashboards_are_all_there() -> None:
         "gpu_power_usage_watts",
         "gpu_allocation_requests_total",
         "gpu_allocation_duration_seconds",
+        "gpu_throughput_ops_total",
+        "gpu_operation_latency_seconds",
     }

@@ -21,8 +21,6 @@ from stoker.agent.records import Record
 from stoker.agent.state import NodeState
 from stoker.aggregator import (
     commands,
-    decisions,
-    feasibility,
     inventories,
     reports,
     sessions,
@@ -41,14 +39,13 @@ from stoker.aggregator.model import (
     GpuSample,
     NodeFacts,
     NodeStatus,
-    Plan,
     ProcessTable,
 )
 from stoker.aggregator.queueing import Kept
 from stoker.aggregator.sessions import AgentLink, ClockOffset
 from stoker.aggregator.store import StoredEvent
 from stoker.aggregator.verdicts import GpuCordon
-from stoker.aggregator.views import FleetView, GpuView
+from stoker.aggregator.views import FleetView, GpuView, NodeView
 from stoker.aggregator.wire import Hello
 from stoker.testing import machine
 from stoker.testing.agent_process import AgentProcess
@@ -177,18 +174,38 @@ def share_of_cordons_not_kept(patch: Patch) -> None:
     patch.setattr(CordonPolicy, "limit", limit)
 
 
-def no_objection(plan: Plan, view: FleetView) -> str:
-    return ""
+def node_seen_as(**otherwise: Any) -> Callable[[Patch], None]:
+    """Whoever decides sees every node with these fields of its view."""
 
-
-def without_filter(name: str) -> Callable[[Patch], None]:
     def plant(patch: Patch) -> None:
-        kept = tuple(each for each in feasibility.FILTERS if each.__name__ != name)
-        assert len(kept) == len(feasibility.FILTERS) - 1
-        patch.setattr(feasibility, "FILTERS", kept)
-        patch.setattr(decisions, "objection", no_objection)  # the last look, too
+        real = views.view_node
+
+        def view_node(*args: Any) -> NodeView:
+            return replace(real(*args), **otherwise)
+
+        patch.setattr("stoker.aggregator.fleet.view_node", view_node)
 
     return plant
+
+
+def cordons_of_nodes_ignored(patch: Patch) -> None:
+    real = views.view_node
+
+    def view_node(*args: Any) -> NodeView:
+        seen = real(*args)
+        return replace(seen, node=replace(seen.node, cordoned=None))
+
+    patch.setattr("stoker.aggregator.fleet.view_node", view_node)
+
+
+def ages_ignored(patch: Patch) -> None:
+    real = Fleet.view
+
+    def view(self: Fleet, now: float) -> FleetView:
+        seen = real(self, now)
+        return replace(seen, fresh_until=dict.fromkeys(seen.nodes, float("inf")))
+
+    patch.setattr(Fleet, "view", view)
 
 
 def queue_overtaken(patch: Patch) -> None:
@@ -397,12 +414,11 @@ BUGS = (
     ),
     planted(wishes_do_not_see_each_other, "InvalidTransition", "grants_fit_the_last_report"),
     planted(foreign_processes_ignored, "grants_fit_the_last_report"),
-    planted(without_filter("_cordon"), "grants_fit_the_last_report", what="cordon_ignored"),
-    planted(without_filter("_problem"), "grants_fit_the_last_report", what="driver_ignored"),
+    planted(cordons_of_nodes_ignored, "grants_fit_the_last_report"),
+    planted(node_seen_as(problem=""), "grants_fit_the_last_report", what="driver_ignored"),
     planted(
-        without_filter("_freshness"),
+        ages_ignored,
         "grants_fit_the_last_report",
-        what="age_ignored",
         faults=replace(Faults.none(), agent_cut_off=4.0),
     ),
     planted(queue_overtaken, "nobody_overtakes_the_queue"),

@@ -39,6 +39,7 @@ from stoker.agent.model import (
     HeldAllocation,
     Hello,
     Hold,
+    Host,
     NodeIdentity,
     NodeView,
     ProcessSeen,
@@ -94,7 +95,11 @@ class Node:
     """A state with a clock, a disk that answers at once unless told otherwise, and a wire."""
 
     def __init__(
-        self, records: Iterable[Record] = (), process_id: str = "first", now: float = 1000.0
+        self,
+        records: Iterable[Record] = (),
+        process_id: str = "first",
+        now: float = 1000.0,
+        host: Host | None = None,
     ) -> None:
         self.disk: list[Record] = list(records)
         self.disk_works = True
@@ -104,7 +109,7 @@ class Node:
         self.commands = 0
         self.state = NodeState(
             tuple(self.disk),
-            NodeIdentity("n1", "0.1.0", "boot", True, "", {}, 1.0, process_id),
+            NodeIdentity("n1", "0.1.0", "boot", True, "", {}, 1.0, process_id, host),
         )
         self.frames: list[Frame] = []
         self.hellos: list[Hello] = []

@@ -52,7 +52,7 @@ async def look(helper: Helper, kmsg: Path, kubelet: Path, pid: int) -> dict[str,
     found["log"] = await first_of_log(helper, kmsg)
     taken = await processes_taken(helper, kubelet, pid)
     (process,) = taken.processes
-    found["allocation"] = attribute(process, [SHARE])
+    found["allocation"] = attribute(process, [SHARE], {})
     found["assigned"] = taken.assignments_unknown or [
         [each.gpu_uuid, each.holder] for each in taken.assignments
     ]

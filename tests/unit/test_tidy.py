@@ -21,6 +21,7 @@ EDGES = {
     "core": {"clock", "config", "daemons", "local", "sdnotify"},
     "agent": {
         *("__main__", "config", "daemon", "desk", "driver", "journal", "link", "local"),
+        "host_facts",
         *("processes", "procfs", "proctable", "sampler", "tenants", "wire", "words"),
         *("attribution.bridge", "attribution.holders", "attribution.kubernetes"),
         *("attribution.pod_names", "attribution.resolver", "attribution.slurm"),
@@ -31,8 +32,8 @@ EDGES = {
         *("helper.__main__", "helper.files", "helper.log", "helper.memory", "helper.server"),
         *("helper.verbs", "kernel_log", "privileged"),
         *("metrics.exporter", "metrics.page_access", "metrics.page_server"),
-        *("nvml.driver", "nvml.events", "nvml.gpm", "nvml.gpu", "nvml.mig", "nvml.plan"),
-        *("nvml.processes", "nvml.samples", "nvml.session"),
+        *("nvml.driver", "nvml.events", "nvml.gpm", "nvml.gpu", "nvml.links", "nvml.mig"),
+        *("nvml.plan", "nvml.processes", "nvml.samples", "nvml.session"),
         *("simulated.card", "simulated.events", "simulated.fields", "simulated.gauges"),
         *("simulated.gpm", "simulated.health", "simulated.identity", "simulated.instances"),
         *("simulated.library", "simulated.links", "simulated.mig", "simulated.nvml"),
@@ -40,9 +41,11 @@ EDGES = {
         "simulated.workloads",
     },
     "aggregator": {
-        *("__main__", "answers", "api", "config", "control", "exporter", "failures", "folder_lock"),
-        *("health", "ledger", "malformed", "meters", "ports", "rpc", "server", "sessions", "store"),
-        *("api_upkeep", "health_metrics", "health_report", "wire", "wire_fleet", "wire_health"),
+        *("compiled", "__main__", "answers", "api", "config", "control", "exporter", "failures"),
+        *("folder_lock", "health", "ledger", "malformed", "meters", "ports", "rpc", "server"),
+        *("sessions", "store", "api_upkeep", "health_metrics", "health_report", "wire"),
+        *("wire_fleet", "wire_health", "wire_allocations", "wire_requests", "api_services"),
+        *("service_metrics", "wire_services", "api_rebalance", "wire_moves"),
     },
 }
 

@@ -236,9 +236,12 @@ def described(event: e.DurableEvent) -> str:
             return f"{event.id} waits: {event.request.described()} for {event.request.holder}"
         case e.AllocationGranted() | e.AllocationAdopted():
             verb = "granted" if isinstance(event, e.AllocationGranted) else "adopted"
-            gpus = ",".join(str(device.index) for device in event.devices)
+            places = " and ".join(
+                f"{each.node}/{','.join(str(device.index) for device in each.devices)}"
+                for each in event.placements
+            )
             what = event.request.described()
-            return f"{event.id} {verb}: {what} for {event.request.holder} on {event.node}/{gpus}"
+            return f"{event.id} {verb}: {what} for {event.request.holder} on {places}"
         case e.AllocationReleasing(_, id_, reason):
             return f"{id_} releasing: {reason}"
         case e.AllocationEnded(_, id_, reason):

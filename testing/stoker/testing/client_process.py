@@ -2,7 +2,7 @@
 a word.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
@@ -52,14 +52,18 @@ class Lease:
     """What a client believes to have."""
 
     id: str
-    node: str
-    devices: tuple[Device, ...]
+    parts: Mapping[str, tuple[Device, ...]]  # by node
     ttl_seconds: float
     until: float  # virtual seconds; it believes no longer
     is_kept_late: bool
     is_over: bool = False
-    pids: list[int] = field(default_factory=list[int])
+    pids: list[tuple[str, int]] = field(default_factory=list[tuple[str, int]])  # node, PID
     line: End | None = None  # for keep-alives
+
+    @property
+    def devices(self) -> tuple[Device, ...]:
+        """All that it has, on whichever node."""
+        return tuple(device for devices in self.parts.values() for device in devices)
 
 
 class ClientProcess(Process):
@@ -180,15 +184,19 @@ class ClientProcess(Process):
         if until <= self.now:
             self._pause()  # the answer came too late to be of use
             return
-        devices = tuple(
-            Device(each.uuid, each.model, each.index, each.memory_bytes, each.exclusive)
-            for each in given.devices
-        )
+        here = types_pb2.Placement(node=given.node, devices=given.devices)
+        parts = {
+            part.node: tuple(
+                Device(each.uuid, each.model, each.index, each.memory_bytes, each.exclusive)
+                for each in part.devices
+            )
+            for part in given.placements or (here,)
+        }
         is_kept_late = self.around.rng.random() < 0.2 and not is_last
         ttl_seconds = given.request.ttl_seconds
-        lease = Lease(given.id, given.node, devices, ttl_seconds, until, is_kept_late)
+        lease = Lease(given.id, parts, ttl_seconds, until, is_kept_late)
         self._lease = lease
-        self.tell(f"has {lease.id} on {lease.node} until {until:.3f}")
+        self.tell(f"has {lease.id} on {' and '.join(parts)} until {until:.3f}")
         self.witness.believes(self.name, lease.id, lease.devices, until)
         self.after(self.around.rng.uniform(0.0, 1.0), partial(self._work, lease))
         self._keep_alive_later(lease)
@@ -201,12 +209,14 @@ class ClientProcess(Process):
         if lease.is_over:
             return
         rng = self.around.rng
-        machine = self.town.machines[lease.node]
-        for device in lease.devices:
-            if rng.random() < 0.8:
-                bytes_ = min(device.memory_bytes, rng.randint(1, 8) * GIB)
-                seen = rng.random() < 0.8
-                lease.pids.append(machine.run(self.now, [device.uuid], bytes_, lease.id, seen))
+        for node, devices in lease.parts.items():
+            machine = self.town.machines[node]
+            for device in devices:
+                if rng.random() < 0.8:
+                    bytes_ = min(device.memory_bytes, rng.randint(1, 8) * GIB)
+                    seen = rng.random() < 0.8
+                    pid = machine.run(self.now, [device.uuid], bytes_, lease.id, seen)
+                    lease.pids.append((node, pid))
         if rng.random() < 0.3:
             self.after(rng.uniform(0.5, 8.0), partial(self._work, lease))
 
@@ -288,9 +298,9 @@ class ClientProcess(Process):
         self._pause()
 
     def _end_processes(self, lease: Lease, lingering: float) -> None:
-        machine = self.town.machines[lease.node]
         rng = self.around.rng
-        for pid in lease.pids:
+        for node, pid in lease.pids:
+            machine = self.town.machines[node]
             if rng.random() < lingering and not self.town.is_calm:
                 self.around.scheduler.after(rng.uniform(0.5, 12.0), partial(machine.end, pid))
             else:
@@ -309,11 +319,13 @@ def draw_request(holder: str, town: Town) -> types_pb2.Request:
         holder=holder,
         ttl_seconds=rng.uniform(2.0, 20.0),
         node=machine.name if place < 0.15 else "",
-        model=machine.gpus[0].model if 0.15 < place < 0.25 else "",
+        models=[machine.gpus[0].model] if 0.15 < place < 0.25 else [],
         priority=rng.choice((0, 0, 0, 0, 5, -5)),
     )
     if kind < 0.45:
         request.memory_bytes = rng.randint(1, 40) * GIB
+    elif kind < 0.55:
+        request.nodes = rng.randint(2, 3)
     return request
 
 

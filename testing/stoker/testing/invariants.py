@@ -76,7 +76,7 @@ def acknowledged_grants_are_in_the_ledger(world: "World") -> None:
         if (
             found is None
             or found.state is not AllocationState.GRANTED
-            or (found.node, found.devices) != (promise.node, promise.devices)
+            or found.placements != promise.placements
         ):
             raise Broken(acknowledged_grants_are_in_the_ledger, promised=promise, found=found)
 

@@ -4,10 +4,10 @@ docstring is it.
 
 from typing import TYPE_CHECKING
 
-from stoker.aggregator.model import Allocation, AllocationState
+from stoker.aggregator.model import AllocationState, Gpu, Placement
 from stoker.testing.broken import Broken
 from stoker.testing.machine import RESERVED_BYTES
-from stoker.testing.moments import could_ever_host
+from stoker.testing.moments import ever_hosts
 
 if TYPE_CHECKING:
     from stoker.testing.world import World
@@ -59,8 +59,9 @@ def what_is_given_up_ends(world: "World") -> None:
     """Nothing stays in `releasing`."""
     for allocation in world.aggregator.fleet.allocations.values():
         if allocation.state is AllocationState.RELEASING:
-            held = world.aggregator.fleet.status(allocation.node).held
-            raise Broken(what_is_given_up_ends, allocation=allocation, held_by_node=held)
+            statuses = world.aggregator.fleet.statuses
+            held = {name: statuses[name].held for name in allocation.nodes}
+            raise Broken(what_is_given_up_ends, allocation=allocation, held_by_nodes=held)
 
 
 def nodes_hold_what_the_ledger_grants(world: "World") -> None:
@@ -68,7 +69,8 @@ def nodes_hold_what_the_ledger_grants(world: "World") -> None:
     granted: dict[str, dict[str, tuple[list[str], int | None]]] = {a.name: {} for a in world.agents}
     for allocation in world.aggregator.fleet.allocations.values():
         if allocation.state is AllocationState.GRANTED:
-            granted[allocation.node][allocation.id] = _claim(allocation)
+            for each in allocation.placements:
+                granted[each.node][allocation.id] = _claim(each)
     for agent in world.agents:
         held = {h.id: (sorted(h.gpu_uuids), h.memory_bytes) for h in agent.held}
         if held != granted[agent.name]:
@@ -118,22 +120,24 @@ def nothing_that_fits_is_left_waiting(world: "World") -> None:
     kept: set[str] = set()
     for waiting in fleet.queue():
         request = waiting.request
-        hosts = [
-            node
-            for name, node in fleet.nodes.items()
-            if could_ever_host(node, fleet.status(name), request, cordoned)
-        ]
-        for node in hosts:
-            gpus = [g for g in node.facts.gpus if request.model is None or g.model == request.model]
-            if request.memory_bytes is None:
-                fits = sum(gpu.uuid in whole for gpu in gpus) >= request.gpus
-            else:
-                fits = any(free.get(gpu.uuid, 0) >= request.memory_bytes for gpu in gpus)
-            if fits and node.facts.name not in kept:
-                raise Broken(
-                    nothing_that_fits_is_left_waiting, waiting=waiting, node=node.facts.name
-                )
-        kept.update(node.facts.name for node in hosts)
+        hosts = ever_hosts(fleet, request, cordoned)
+        fitting: dict[str, list[str]] = {}  # by model: all GPUs of one allocation are of one
+        for name in sorted(hosts - kept):
+            gpus: dict[str, list[Gpu]] = {}
+            for gpu in fleet.nodes[name].facts.gpus:
+                if not request.models or gpu.model in request.models:
+                    gpus.setdefault(gpu.model, []).append(gpu)
+            for model, alike in gpus.items():
+                if request.memory_bytes is None:
+                    fits = sum(gpu.uuid in whole for gpu in alike) >= request.gpus
+                else:
+                    fits = any(free.get(gpu.uuid, 0) >= request.memory_bytes for gpu in alike)
+                if fits:
+                    fitting.setdefault(model, []).append(name)
+        for names in fitting.values():
+            if len(names) >= request.nodes:
+                raise Broken(nothing_that_fits_is_left_waiting, waiting=waiting, nodes=names)
+        kept |= hosts
 
 
 def check_settled(world: "World") -> None:
@@ -154,6 +158,6 @@ def check_rest(world: "World") -> None:
     nothing_that_fits_is_left_waiting(world)
 
 
-def _claim(allocation: Allocation) -> tuple[list[str], int | None]:
-    shares = [device.memory_bytes for device in allocation.devices if not device.exclusive]
-    return sorted(device.uuid for device in allocation.devices), shares[0] if shares else None
+def _claim(placement: Placement) -> tuple[list[str], int | None]:
+    shares = [device.memory_bytes for device in placement.devices if not device.exclusive]
+    return sorted(device.uuid for device in placement.devices), shares[0] if shares else None

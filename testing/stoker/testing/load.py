@@ -15,6 +15,9 @@ from typing import BinaryIO
 
 import msgspec
 
+from stoker.testing.replica_messages import CallsReport
+from stoker.testing.workloads.messages import Bound, Instruction, PublishedRun, TimedRun
+
 
 @dataclass(frozen=True, slots=True)
 class AgentsPlan:
@@ -158,15 +161,19 @@ Said = (
     | Connected
     | AgentsReport
     | ClientsReport
+    | CallsReport
     | Found
     | Sweeping
     | SamplingReport
+    | PublishedRun
+    | TimedRun
+    | Bound
     | Failed
     | Lacking
 )
 
 
-def encode(message: Measure | Said) -> bytes:
+def encode(message: Measure | Instruction | Said) -> bytes:
     """Return `message` as a line."""
     return msgspec.json.encode(message) + b"\n"
 

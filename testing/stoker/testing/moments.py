@@ -5,7 +5,7 @@ Each docstring is the promise. They look at the fleet's tables and at what was r
 the code that decides: a filter that is forgotten there is not forgotten here.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from stoker.aggregator import events as e
@@ -15,9 +15,11 @@ from stoker.aggregator.model import (
     AllocationState,
     Device,
     DriverState,
+    Gpu,
     GpuSample,
     Node,
     NodeStatus,
+    Placement,
     Request,
 )
 from stoker.testing.broken import Broken
@@ -32,8 +34,7 @@ class Promise:
     """What a client was told: it has these devices until then (virtual seconds), or later."""
 
     id: str
-    node: str
-    devices: tuple[Device, ...]
+    placements: tuple[Placement, ...]
     until: float
 
 
@@ -77,7 +78,8 @@ class Decided:
                 self.cordoned.discard(event.node)
             case e.AllocationGranted() | e.AllocationAdopted():
                 self.waiting.pop(event.id, None)
-                self.claim(event.id, event.devices)
+                for part in parts(event):
+                    self.claim(part.id, part.devices)
             case e.AllocationRequested():
                 place = (-event.request.priority, self.fleet.version + number)
                 self.waiting[event.id] = (place, event.request)
@@ -98,7 +100,33 @@ class Decided:
                 pass
 
 
-def grants_fit_the_last_report(decided: Decided, grant: e.AllocationGranted) -> None:
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a grant gives on one node; of a gang there are several."""
+
+    id: str
+    node: str
+    devices: tuple[Device, ...]
+    priority: int
+
+
+def parts(event: e.AllocationGranted | e.AllocationAdopted) -> tuple[Part, ...]:
+    """Return what is granted, node by node."""
+    return tuple(
+        Part(event.id, each.node, each.devices, event.request.priority) for each in event.placements
+    )
+
+
+def a_gang_is_whole(grant: e.AllocationGranted) -> None:
+    """A gang gets as many GPUs as it wants on as many nodes as it wants, each of them another."""
+    nodes = {placement.node for placement in grant.placements}
+    counts = {len(placement.devices) for placement in grant.placements}
+    wanted = grant.request.nodes
+    if counts != {grant.request.gpus} or not len(nodes) == len(grant.placements) == wanted:
+        raise Broken(a_gang_is_whole, grant=grant)
+
+
+def grants_fit_the_last_report(decided: Decided, grant: Part) -> None:
     """Nothing is granted on a node that is disconnected, unreadable, stale or cordoned, nor on a
     GPU that was not read, that is cordoned, that somebody has, that a foreign process uses or that
     others have handed out, by the last report at the time of the decision.
@@ -162,42 +190,56 @@ def _objection(decided: Decided, node: Node, status: NodeStatus, device: Device)
     return ""
 
 
-def nobody_overtakes_the_queue(decided: Decided, grant: e.AllocationGranted) -> None:
+def nobody_overtakes_the_queue(decided: Decided, grant: Part) -> None:
     """A grant never goes to a node that a waiting request ahead of it (of higher priority, or of
     the same and earlier) could use once it is free.
     """
     known = decided.waiting.get(grant.id)
-    own_place = known[0] if known else (-grant.request.priority, decided.fleet.version + 10**6)
-    node, status = decided.fleet.nodes[grant.node], decided.fleet.status(grant.node)
+    own_place = known[0] if known else (-grant.priority, decided.fleet.version + 10**6)
     for id_, (place, request) in decided.waiting.items():
         if id_ == grant.id or place > own_place:
             continue
-        if could_ever_host(node, status, request, decided.cordoned):
+        if grant.node in ever_hosts(decided.fleet, request, decided.cordoned):
             raise Broken(nobody_overtakes_the_queue, grant=grant, ahead=id_, its_request=request)
 
 
-def could_ever_host(
-    node: Node, status: NodeStatus, request: Request, cordoned: Collection[str] = ()
-) -> bool:
-    """Whether the node would surely host the request if it were free and well, without those of its
-    GPUs that are out of use or cordoned.
+def ever_hosts(fleet: Fleet, request: Request, cordoned: Collection[str] = ()) -> set[str]:
+    """Return the nodes that would surely host (a part of) the request if they were free and well.
+
+    The GPUs of one allocation are of one model, those of a gang on all of its nodes.
     """
-    out = {each.uuid for each in status.missing} | set(cordoned)
-    gpus = [
-        gpu
-        for gpu in node.facts.gpus
-        if gpu.uuid not in out and (request.model is None or gpu.model == request.model)
-    ]
+    hosts: dict[str, set[str]] = {}
+    for name, node in fleet.nodes.items():
+        for model in _able(node, fleet.status(name), request, cordoned):
+            hosts.setdefault(model, set()).add(name)
+    enough = (names for names in hosts.values() if len(names) >= request.nodes)
+    return set[str]().union(*enough)
+
+
+def _able(
+    node: Node, status: NodeStatus, request: Request, cordoned: Collection[str]
+) -> Iterator[str]:
+    """Yield the models of the node's GPUs of which enough could be used."""
     if request.node not in (None, node.facts.name):
-        return False
-    if request.memory_bytes is None:
-        return len(gpus) >= request.gpus
-    room = max((gpu.memory_total_bytes for gpu in gpus), default=0) - RESERVED_BYTES
-    return room >= request.memory_bytes
+        return
+    out = {each.uuid for each in status.missing} | set(cordoned)
+    usable: dict[str, list[Gpu]] = {}
+    for gpu in node.facts.gpus:
+        is_asked_for = not request.models or gpu.model in request.models
+        if is_asked_for and gpu.uuid not in out and not gpu.mig_enabled:
+            usable.setdefault(gpu.model, []).append(gpu)
+    for model, gpus in usable.items():
+        if request.memory_bytes is None:
+            is_able = len(gpus) >= request.gpus
+        else:
+            room = max(gpu.memory_total_bytes for gpu in gpus) - RESERVED_BYTES
+            is_able = room >= request.memory_bytes
+        if is_able:
+            yield model
 
 
 def devices_were_looked_at_since_the_last_tenant(
-    grant: e.AllocationGranted,
+    grant: Part,
     status: NodeStatus,
     vacated_at: Mapping[str, float],
     reading_began_at: float | None,
@@ -219,7 +261,7 @@ def devices_were_looked_at_since_the_last_tenant(
 
 
 def placement_uses_samples_that_are_young(
-    grant: e.AllocationGranted,
+    grant: Part,
     samples: Mapping[str, GpuSample],
     interval_seconds: float,
     now: float,
@@ -242,7 +284,7 @@ def placement_uses_samples_that_are_young(
 
 
 def nothing_goes_where_nothing_is_read(
-    grant: e.AllocationGranted,
+    grant: Part,
     out_since: Mapping[str, float],
     interval_seconds: float,
     now: float,
@@ -265,7 +307,7 @@ def nothing_goes_where_nothing_is_read(
 
 
 def processes_were_read_since_the_gpu_came_back(
-    grant: e.AllocationGranted,
+    grant: Part,
     samples: Mapping[str, GpuSample],
     found_at: Mapping[str, float],
     reading_began_at: float | None,
@@ -377,7 +419,7 @@ def one_grant_per_key(event: e.AllocationGranted, granted: Mapping[str, str]) ->
 def acknowledged_is_durable(promise: Promise, durable: Mapping[str, Promise], over: bool) -> None:
     """A grant is acknowledged only when it is on disk, the same, and not given up there."""
     stored = durable.get(promise.id)
-    if over or stored is None or (stored.node, stored.devices) != (promise.node, promise.devices):
+    if over or stored is None or stored.placements != promise.placements:
         raise Broken(acknowledged_is_durable, acknowledged=promise, stored=stored, given_up=over)
 
 
@@ -456,4 +498,4 @@ def what_is_restored_is_what_was_stored(restored: Fleet, replayed: Fleet) -> Non
 
 def promise_of(allocation: Allocation, until: float) -> Promise:
     """Return what an answer about `allocation` promises."""
-    return Promise(allocation.id, allocation.node, allocation.devices, until)
+    return Promise(allocation.id, allocation.placements, until)

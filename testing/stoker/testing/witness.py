@@ -120,7 +120,7 @@ class Witness:
     def _remember(self, event: e.DurableEvent) -> None:
         match event:
             case e.AllocationGranted() | e.AllocationAdopted():
-                self._durable[event.id] = Promise(event.id, event.node, event.devices, 0.0)
+                self._durable[event.id] = Promise(event.id, event.placements, 0.0)
                 self._void.discard(event.id)
                 if isinstance(event, e.AllocationGranted) and event.idempotency_key:
                     self._keys[event.idempotency_key] = event.id
@@ -191,7 +191,9 @@ class Witness:
         vacated_at = dict(self._vacated_at)
         for number, event in enumerate(events, 1):
             if isinstance(event, e.AllocationGranted) and not _is_held(fleet, event):
-                self._look_at(decided, event, vacated_at, now)
+                moments.a_gang_is_whole(event)
+                for part in moments.parts(event):
+                    self._look_at(decided, part, vacated_at, now)
             elif isinstance(event, e.AllocationEnded):
                 vacated_at.update(self._vacated(event))
             decided.take(event, number)
@@ -201,12 +203,13 @@ class Witness:
         given_up_at = self._given_up_at.get(event.id)
         if given_up_at is None:
             return {}
-        return {device.uuid: given_up_at for device in self._durable[event.id].devices}
+        promise = self._durable[event.id]
+        return {d.uuid: given_up_at for each in promise.placements for d in each.devices}
 
     def _look_at(
         self,
         decided: Decided,
-        grant: e.AllocationGranted,
+        grant: moments.Part,
         vacated_at: Mapping[str, float],
         now: float,
     ) -> None:
@@ -356,7 +359,7 @@ class Witness:
 
 def _is_held(fleet: Fleet, grant: e.AllocationGranted) -> bool:
     """Whether the node has it already: an older ledger takes over what came after its time."""
-    return grant.id in (fleet.status(grant.node).held or {})
+    return any(grant.id in (fleet.status(each.node).held or {}) for each in grant.placements)
 
 
 def _told_by(told: agent_pb2.Hello | agent_pb2.Frame, otherwise: Told) -> Told:

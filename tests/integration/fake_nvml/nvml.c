@@ -20,7 +20,7 @@
 
 #include "nvml.h"
 
-enum { GPUS_MAX = 64, MIG_DEVICES_MAX = 7, PAGE_BYTES = 4096 };
+enum { GPUS_MAX = 64, MIG_DEVICES_MAX = 7, NEIGHBOUR_LINKS = 4, PAGE_BYTES = 4096 };
 
 struct page { unsigned long long calls, things; };
 
@@ -173,15 +173,20 @@ nvmlReturn_t nvmlDeviceGetHandleByUUID(const char *uuid, nvmlDevice_t *gpu)
     return NVML_ERROR_NOT_FOUND;
 }
 
-nvmlReturn_t nvmlDeviceGetPciInfo_v3(nvmlDevice_t gpu, nvmlPciInfo_t *info)
+static void fill_pci(const struct gpu *gpu, nvmlPciInfo_t *info)
 {
-    ENTER();
     memset(info, 0, sizeof *info);
     info->bus = gpu->index + 1;
     info->pciDeviceId = 0x233010DE;
     info->pciSubSystemId = 0x16C110DE;
     strcpy(info->busId, gpu->bus_id);
     strcpy(info->busIdLegacy, gpu->bus_id + 4);
+}
+
+nvmlReturn_t nvmlDeviceGetPciInfo_v3(nvmlDevice_t gpu, nvmlPciInfo_t *info)
+{
+    ENTER();
+    fill_pci(gpu, info);
     return NVML_SUCCESS;
 }
 
@@ -330,6 +335,21 @@ GET_OF(nvmlDeviceGetPcieThroughput, unsigned int, 1000 + 10 * swing(gpu))
       return link < link_count ? NVML_SUCCESS : NVML_ERROR_INVALID_ARGUMENT; }
 GET_LINK(nvmlDeviceGetNvLinkState, 1)
 GET_LINK(nvmlDeviceGetNvLinkVersion, 7)
+/* The first links lead to the GPU beside it, the others to NVSwitches. */
+GET_LINK(nvmlDeviceGetNvLinkRemoteDeviceType,
+         link < NEIGHBOUR_LINKS && (gpu->index ^ 1) < gpu_count ? 0 : 2)
+
+nvmlReturn_t nvmlDeviceGetNvLinkRemotePciInfo_v2(nvmlDevice_t gpu, unsigned int link,
+                                                 nvmlPciInfo_t *info)
+{
+    ENTER();
+    if (link >= link_count)
+        return NVML_ERROR_INVALID_ARGUMENT;
+    if (link >= NEIGHBOUR_LINKS || (gpu->index ^ 1) >= gpu_count)
+        return NVML_ERROR_NOT_SUPPORTED;
+    fill_pci(&gpus[gpu->index ^ 1], info);
+    return NVML_SUCCESS;
+}
 
 nvmlReturn_t nvmlDeviceGetNvLinkErrorCounter(nvmlDevice_t gpu, unsigned int link,
                                              unsigned int counter, unsigned long long *errors)

@@ -24,6 +24,7 @@ from stoker.aggregator.model import (
     ProcessTable,
     Request,
 )
+from stoker.aggregator.tenancy import allocations_on
 from stoker.aggregator.upkeep import CordonWatch
 from stoker.aggregator.verdicts import GpuHealth, RepairAction, Verdict
 from stoker.aggregator.views import FleetView
@@ -173,7 +174,8 @@ class Scene:
         """The node is told what differs."""
         status = self.fleet.status(node)
         told = commands.difference(
-            self.fleet.allocations_on(node),
+            node,
+            allocations_on(self.fleet, node),
             status.held or {},
             self.fleet.sent[node],
             self._command_ids[node] + 1,

@@ -12,6 +12,7 @@ from stoker.aggregator.model import (
     Command,
     Device,
     HeldAllocation,
+    Placement,
 )
 
 GRANTED = Allocation(
@@ -20,10 +21,14 @@ GRANTED = Allocation(
     request=whole(2),
     requested_at=START,
     version=7,
-    node="n1",
-    devices=(
-        Device("n1-0", "H100", 0, 80 * GIB, exclusive=True),
-        Device("n1-1", "H100", 1, 80 * GIB, exclusive=True),
+    placements=(
+        Placement(
+            "n1",
+            (
+                Device("n1-0", "H100", 0, 80 * GIB, exclusive=True),
+                Device("n1-1", "H100", 1, 80 * GIB, exclusive=True),
+            ),
+        ),
     ),
     granted_at=START + 1.0,
 )
@@ -71,7 +76,7 @@ DIFFERENCES = (
 def test_difference(case: Case) -> None:
     wanted = {"a": case.wanted} if case.wanted else {}
     held = {"a": HOLD} if case.held else {}
-    assert difference(wanted, held, case.sent, 9, inventory_known=True) == case.told
+    assert difference("n1", wanted, held, case.sent, 9, inventory_known=True) == case.told
 
 
 @pytest.mark.parametrize("case", DIFFERENCES, ids=lambda case: case.what)
@@ -79,13 +84,13 @@ def test_telling_twice_equals_telling_once(case: Case) -> None:
     wanted = {"a": case.wanted} if case.wanted else {}
     held = {"a": HOLD} if case.held else {}
     sent = {**case.sent, **{command.allocation_id: command for command in case.told}}
-    assert difference(wanted, held, sent, 10, inventory_known=True) == ()
+    assert difference("n1", wanted, held, sent, 10, inventory_known=True) == ()
 
 
 def test_commands_are_numbered_in_a_row() -> None:
     wanted = {id_: replace(GRANTED, id=id_) for id_ in "bcd"}
     stray = replace(HOLD, gpu_uuids=("n1-9",))
-    told = difference(wanted, {"a": stray}, {}, 5, inventory_known=True)
+    told = difference("n1", wanted, {"a": stray}, {}, 5, inventory_known=True)
     assert [(command.id, command.allocation_id, command.is_hold) for command in told] == [
         (5, "b", True),
         (6, "c", True),
@@ -96,18 +101,18 @@ def test_commands_are_numbered_in_a_row() -> None:
 
 def test_hold_waits_for_what_is_dropped_from_its_gpus() -> None:
     stray = replace(HOLD, id="b", gpu_uuids=("n1-1",))
-    told = difference({"a": GRANTED}, {"b": stray}, {}, 1, inventory_known=True)
+    told = difference("n1", {"a": GRANTED}, {"b": stray}, {}, 1, inventory_known=True)
     assert [(command.allocation_id, command.is_hold) for command in told] == [("b", False)]
     sent = {"b": told[0]}
-    assert difference({"a": GRANTED}, {"b": stray}, sent, 2, inventory_known=True) == ()
-    assert difference({"a": GRANTED}, {}, sent, 2, inventory_known=True) == hold(2)
+    assert difference("n1", {"a": GRANTED}, {"b": stray}, sent, 2, inventory_known=True) == ()
+    assert difference("n1", {"a": GRANTED}, {}, sent, 2, inventory_known=True) == hold(2)
     elsewhere = {"b": replace(HOLD, id="b", gpu_uuids=("n1-9",))}
-    assert difference({"a": GRANTED}, elsewhere, sent, 2, inventory_known=True) == hold(2)
+    assert difference("n1", {"a": GRANTED}, elsewhere, sent, 2, inventory_known=True) == hold(2)
 
 
 def test_what_could_not_be_adopted_yet_is_not_dropped() -> None:
-    assert difference({}, {"a": HOLD}, {}, 1, inventory_known=False) == ()
-    known = difference({"a": RELEASING}, {"a": HOLD}, {}, 1, inventory_known=False)
+    assert difference("n1", {}, {"a": HOLD}, {}, 1, inventory_known=False) == ()
+    known = difference("n1", {"a": RELEASING}, {"a": HOLD}, {}, 1, inventory_known=False)
     assert known == drop(1), "what the ledger knows needs no inventory"
 
 
@@ -130,5 +135,19 @@ def test_has_let_go(held: bool, sent: dict[str, Command], done: int, expected: b
 
 def test_share_is_held_as_so_many_bytes() -> None:
     device = Device("n1-0", "H100", 0, 20 * GIB, exclusive=False)
-    shared = replace(GRANTED, request=share(20), devices=(device,))
-    assert to_hold(shared) == HeldAllocation("a", ("n1-0",), 20 * GIB, "ann", 60.0, START + 1.0)
+    shared = replace(GRANTED, request=share(20), placements=(Placement("n1", (device,)),))
+    told = HeldAllocation("a", ("n1-0",), 20 * GIB, "ann", 60.0, START + 1.0)
+    assert to_hold(shared, shared.devices) == told
+
+
+def test_each_node_of_a_gang_holds_its_part() -> None:
+    here, there = (Device(f"n{i}-0", "H100", 0, 80 * GIB, exclusive=True) for i in (1, 2))
+    gang = replace(
+        GRANTED,
+        request=whole(1, nodes=2, cpu_milli=8000, host_memory_bytes=GIB),
+        placements=(Placement("n1", (here,)), Placement("n2", (there,))),
+    )
+    for node in ("n1", "n2"):
+        (command,) = difference(node, {"a": gang}, {}, {}, 1, inventory_known=True)
+        part = HeldAllocation("a", (f"{node}-0",), None, "ann", 60.0, START + 1.0)
+        assert command.hold == replace(part, gang_nodes=2, cpu_milli=8000, host_memory_bytes=GIB)

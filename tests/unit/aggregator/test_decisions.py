@@ -26,7 +26,7 @@ from stoker.aggregator.decisions import (
     next_due,
 )
 from stoker.aggregator.fleet import Fleet
-from stoker.aggregator.model import AllocationState, Device, Plan, Refusals, Request
+from stoker.aggregator.model import AllocationState, Device, Placement, Plan, Refusals, Request
 from stoker.aggregator.wishes import (
     Allocate,
     Cordon,
@@ -414,7 +414,9 @@ def with_ended(scene: Scene, count: int) -> None:
     for i in range(count):
         id_ = f"old{len(scene.fleet.ended)}-{i}"
         scene.record(
-            e.AllocationGranted(scene.now, id_, whole(), id_, scene.now, "n1", devices),
+            e.AllocationGranted(
+                scene.now, id_, whole(), id_, scene.now, (Placement("n1", devices),)
+            ),
             e.AllocationReleasing(scene.now, id_, "released"),
             e.AllocationEnded(scene.now, id_, "released"),
         )
@@ -472,7 +474,7 @@ def test_consider_says_why_a_waiting_request_waits() -> None:
 
 @pytest.mark.parametrize(
     "make",
-    [lambda: whole(9), lambda: share(81), lambda: whole(pool="x"), lambda: whole(model="T4")],
+    [lambda: whole(9), lambda: share(81), lambda: whole(pool="x"), lambda: whole(models=("T4",))],
 )
 def test_refused_requests_of_a_round_share_their_reasons(make: Callable[[], Request]) -> None:
     scene = Scene(make_facts())

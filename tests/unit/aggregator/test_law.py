@@ -37,6 +37,7 @@ from stoker.aggregator.model import (
     AllocationState,
     Request,
 )
+from stoker.aggregator.tenancy import allocations_on
 from stoker.aggregator.wishes import (
     Allocate,
     Cordon,
@@ -112,7 +113,7 @@ class Law(RuleBasedStateMachine):
         """Hold the event against the models, before it is believed."""
         match event:
             case e.AllocationGranted() | e.AllocationAdopted():
-                for device in event.devices:
+                for device in (d for each in event.placements for d in each.devices):
                     wanted = None if device.exclusive else device.memory_bytes
                     tenants = self.tenancy.setdefault(device.uuid, {})
                     occupants = {**tenants, **self.held_somewhere(device.uuid)}
@@ -170,7 +171,7 @@ class Law(RuleBasedStateMachine):
         sent = self.fleet.sent[agent.name]
         first = max([agent.last_command, *(c.id for c in agent.told)]) + 1
         told = commands.difference(
-            *(self.fleet.allocations_on(agent.name), status.held or {}, sent, first),
+            *(agent.name, allocations_on(self.fleet, agent.name), status.held or {}, sent, first),
             inventory_known=True,
         )
         self.fleet.note(e.CommandsSent(self.now, agent.name, status.session, told))

@@ -16,8 +16,7 @@ from tests.unit.aggregator.builders import (
 
 from stoker.aggregator import events as e
 from stoker.aggregator.model import Plan, Refusals, Request
-from stoker.aggregator.placement import explain, find_place, place
-from stoker.aggregator.scoring import share_score, whole_score
+from stoker.aggregator.placing.place import explain, find_place, place
 
 
 def three_nodes() -> Scene:
@@ -82,7 +81,7 @@ def test_share_goes_to_the_gpu_with_the_least_room(case: Best) -> None:
 def test_on_mixed_nodes_only_gpus_of_the_model_are_left_over() -> None:
     mixed = (*make_gpus("m", 6, T4, 16), *make_gpus("a", 2, A100, 40))
     scene = Scene(make_facts("mixed", mixed), make_facts("pure", make_gpus("p", 4, A100, 40)))
-    plan = place(whole(2, model="A100"), scene.view())
+    plan = place(whole(2, models=("A100",)), scene.view())
     assert isinstance(plan, Plan)
     assert (plan.node, [d.uuid for d in plan.devices]) == ("mixed", ["a-0", "a-1"])
 
@@ -95,7 +94,7 @@ def test_gang_is_not_spread_over_nodes() -> None:
 def test_same_fleet_gives_the_same_plan() -> None:
     names = [f"n{i}" for i in (3, 1, 2)]
     plans = {find_place(whole(), Scene(*map(make_facts, names)).view()) for _ in range(5)}
-    assert [plan.node for plan in plans if plan is not None] == ["n3"]  # the first registered
+    assert [plan.node for plan in plans if plan is not None] == ["n1"]  # the first by name
 
 
 def test_node_kept_for_another_is_passed_by() -> None:
@@ -112,19 +111,6 @@ def test_node_kept_for_another_is_passed_by() -> None:
     assert refused.nodes[0].reason == "it is kept for a7, which is ahead in the queue"
 
 
-@pytest.mark.parametrize(
-    ("free", "wanted", "score"), [(8, 1, 7), (1, 1, 0), (0, 1, -1)], ids=["loose", "tight", "none"]
-)
-def test_whole_score_is_what_would_be_left(free: int, wanted: int, score: int) -> None:
-    assert whole_score(free, wanted) == score
-
-
-def test_share_scores_order_shared_before_free_and_tight_before_loose() -> None:
-    shares = [(False, 80), (True, 70), (False, 40), (True, 10)]
-    order = [(True, 10), (True, 70), (False, 40), (False, 80)]
-    assert sorted(shares, key=lambda each: share_score(*each)) == order
-
-
 def summary(scene: Scene, request: Request) -> str:
     refusals = place(request, scene.view())
     assert isinstance(refusals, Refusals)
@@ -137,7 +123,7 @@ def test_summary_of_an_empty_fleet() -> None:
 
 def test_summary_of_one_node_is_its_reason() -> None:
     scene = Scene(make_facts(gpus=1))
-    assert summary(scene, whole(2, model="H100")) == (
+    assert summary(scene, whole(2, models=("H100",))) == (
         "no node for 2 x H100: n1: wanted 2 x H100 on one node, it has 1"
     )
 

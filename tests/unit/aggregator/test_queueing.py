@@ -92,16 +92,16 @@ def test_higher_priority_goes_first_among_those_who_wait() -> None:
 def test_those_who_do_not_compete_pass() -> None:
     scene, _ = full_node()
     scene.join(make_facts("n2", make_gpus("n2", 2, A100, 40), pool="small"))
-    scene.wait(whole(4, model="H100"))
-    for request in (whole(model="A100"), whole(pool="small")):
+    scene.wait(whole(4, models=("H100",)))
+    for request in (whole(models=("A100",)), whole(pool="small")):
         assert scene.grant(request).node == "n2"
 
 
 def test_waiting_request_passes_one_that_waits_for_other_nodes() -> None:
     scene, held = full_node()
     scene.join(make_facts("n2", make_gpus("n2", 1, A100, 40)))
-    scene.grant(whole(model="A100", ttl_seconds=1e6))
-    other, mine = scene.wait(whole(model="A100")).id, scene.wait(whole(model="H100")).id
+    scene.grant(whole(models=("A100",), ttl_seconds=1e6))
+    other, mine = scene.wait(whole(models=("A100",))).id, scene.wait(whole(models=("H100",))).id
     scene.hand_back(held[0])
     assert granted(scene) & {other, mine} == {mine}
 
@@ -139,11 +139,11 @@ def test_request_without_a_client_on_the_line_keeps_its_place() -> None:
 def test_only_competitors_are_counted_as_ahead() -> None:
     scene, _ = full_node()
     scene.join(make_facts("n2", make_gpus("n2", 1, A100, 40)))
-    scene.grant(whole(model="A100", ttl_seconds=1e6))
-    for request in (whole(), whole(), whole(2, model="H100"), whole(model="A100")):
+    scene.grant(whole(models=("A100",), ttl_seconds=1e6))
+    for request in (whole(), whole(), whole(2, models=("H100",)), whole(models=("A100",))):
         scene.wait(request)
-    mine = scene.wait(whole(model="H100")).id
-    answer = consider(whole(model="H100"), scene.fleet, scene.now, until=mine)
+    mine = scene.wait(whole(models=("H100",))).id
+    answer = consider(whole(models=("H100",)), scene.fleet, scene.now, until=mine)
     assert isinstance(answer, Refusals)
     assert answer.ahead == 3
     newcomer = consider(whole(node="n2"), scene.fleet, scene.now)

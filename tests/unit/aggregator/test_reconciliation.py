@@ -7,6 +7,7 @@ from tests.unit.aggregator.builders import GIB, START, Scene, make_facts, make_g
 
 from stoker.aggregator import events as e
 from stoker.aggregator.model import AllocationState, HeldAllocation, NodeFacts
+from stoker.aggregator.tenancy import allocations_on
 from stoker.aggregator.wishes import (
     Refused,
     Settled,
@@ -47,7 +48,7 @@ def test_shares_are_adopted_beside_each_other() -> None:
     scene = reported(
         held("x", "n1-0", memory_bytes=50 * GIB), held("y", "n1-0", memory_bytes=30 * GIB)
     )
-    assert {"x", "y"} == set(scene.fleet.allocations_on("n1"))
+    assert {"x", "y"} == set(allocations_on(scene.fleet, "n1"))
     assert scene.view().nodes["n1"].gpus[0].room_bytes == 0
     assert scene.fleet.allocations["x"].request.memory_bytes == 50 * GIB
 

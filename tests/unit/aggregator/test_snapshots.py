@@ -71,8 +71,8 @@ EVERYTHING: tuple[e.DurableEvent, ...] = (
     e.AllocationEnded(START, "a5", "cancelled"),
     e.AllocationRequested(START, "b1", whole(8), "k9", START + 60.0),
     e.AllocationAdopted(
-        *(START, "b2", Request(1, "x", 9.0), "n3"),
-        Scene(make_facts("n3")).grant(whole()).devices,
+        *(START, "b2", Request(1, "x", 9.0)),
+        Scene(make_facts("n3")).grant(whole()).placements,
     ),
 )
 

@@ -8,14 +8,16 @@ from tests.unit.aggregator.builders import GIB, START, Scene, durable_tables, ma
 from stoker.aggregator import events as e
 from stoker.aggregator.fleet import Fleet
 from stoker.aggregator.lives import InvalidTransition
-from stoker.aggregator.model import TRANSITIONS, AllocationState, Device
+from stoker.aggregator.model import TRANSITIONS, AllocationState, Device, Placement
 
 DEVICES = (Device("n1-0", "H100", 0, 80 * GIB, exclusive=True),)
 
 EVENTS: dict[str, e.DurableEvent] = {
     "AllocationRequested": e.AllocationRequested(START, "a", whole(), "key", START + 60.0),
-    "AllocationGranted": e.AllocationGranted(START, "a", whole(), "key", START, "n1", DEVICES),
-    "AllocationAdopted": e.AllocationAdopted(START, "a", whole(), "n1", DEVICES),
+    "AllocationGranted": e.AllocationGranted(
+        START, "a", whole(), "key", START, (Placement("n1", DEVICES),)
+    ),
+    "AllocationAdopted": e.AllocationAdopted(START, "a", whole(), (Placement("n1", DEVICES),)),
     "AllocationReleasing": e.AllocationReleasing(START, "a", "released"),
     "AllocationEnded": e.AllocationEnded(START, "a", "released"),
     "AllocationsForgotten": e.AllocationsForgotten(START, ("a",)),
@@ -66,7 +68,7 @@ def test_table_has_every_state_and_every_event_of_allocations() -> None:
 
 
 def granted(id_: str, *devices: Device, node: str = "n1") -> e.AllocationGranted:
-    return e.AllocationGranted(START, id_, whole(), "", START, node, devices)
+    return e.AllocationGranted(START, id_, whole(), "", START, (Placement(node, devices),))
 
 
 WHOLE = Device("n1-0", "H100", 0, 80 * GIB, exclusive=True)
@@ -92,8 +94,8 @@ IMPOSSIBLE = (
         granted("b", OTHER, WHOLE),
         "n1-0 is taken",
     ),
-    Impossible("one device twice", (), granted("a", SHARE, SHARE), "no devices, or one twice"),
-    Impossible("no device", (), granted("a"), "no devices, or one twice"),
+    Impossible("one device twice", (), granted("a", SHARE, SHARE), "a device twice"),
+    Impossible("no device", (), granted("a"), "fewer devices than asked for"),
     Impossible("no such node", (), granted("a", WHOLE, node="n9"), "there is no node n9"),
     Impossible("cordon of no node", (), e.NodeCordoned(START, "n9", "x"), "there is no node n9"),
     Impossible("uncordon of no node", (), e.NodeUncordoned(START, "n9"), "there is no node n9"),

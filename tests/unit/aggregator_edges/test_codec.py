@@ -16,6 +16,7 @@ from stoker.aggregator.model import (
     Gpu,
     Node,
     NodeFacts,
+    Placement,
     Request,
 )
 from stoker.aggregator.verdicts import (
@@ -27,9 +28,10 @@ from stoker.aggregator.verdicts import (
     Verdict,
 )
 
-SHARE = Request(1, "ann", 60.0, memory_bytes=5 << 30, model="H100", labels={"job": "träin"})
+SHARE = Request(1, "ann", 60.0, memory_bytes=5 << 30, models=("H100",), labels={"job": "träin"})
 GANG = Request(2, "bob", 90.5, pool="p", node="n", host_boot_id="b", labels={}, priority=-3)
 DEVICES = (Device("GPU-1", "NVIDIA H100", 0, 80 << 30, exclusive=True),)
+PLACES = (Placement("n1", DEVICES),)
 FACTS = NodeFacts(
     name="n1",
     incarnation="i",
@@ -58,17 +60,54 @@ ILL = GpuHealth(
         ),
     ),
 )
-# As stokers wrote them before GPUs were judged; their ledgers are read for ever.
+# Before there were gangs.
+OLD_GRANT = (
+    '{"at":5.25,"id":"a1","request":{"gpus":1,"holder":"ann","ttl_seconds":60.0,'
+    '"memory_bytes":null,"model":"H100","pool":null,"node":null,"host_boot_id":null,'
+    '"labels":{"\\"models\\"":"x"},"priority":0},"idempotency_key":"key",'
+    '"requested_at":4.0,"node":"n1","devices":[{"uuid":"GPU-1","model":"NVIDIA H100",'
+    '"index":0,"memory_bytes":85899345920,"exclusive":true}]}'
+)
+OLD_REQUEST = (
+    '{"at":5.0,"id":"a1","request":{"gpus":1,"holder":"ann","ttl_seconds":60.0,'
+    '"memory_bytes":null,"model":null,"pool":null,"node":null,"host_boot_id":null,'
+    '"labels":null,"priority":0},"idempotency_key":"","wait_until":9.0}'
+)
+# As stokers wrote them before; their ledgers are read for ever.
 OLD_EVENTS: tuple[tuple[str, str, e.DurableEvent], ...] = (
     (
         *("NodeCordoned", '{"at":2.0,"node":"n1","reason":"Xid 79"}'),
         e.NodeCordoned(2.0, "n1", "Xid 79"),
     ),
+    (
+        "AllocationGranted",
+        OLD_GRANT,
+        e.AllocationGranted(
+            5.25,
+            "a1",
+            Request(1, "ann", 60.0, models=("H100",), labels={'"models"': "x"}),
+            "key",
+            4.0,
+            PLACES,
+        ),
+    ),
+    (
+        "AllocationRequested",
+        OLD_REQUEST,
+        e.AllocationRequested(5.0, "a1", Request(1, "ann", 60.0), "", 9.0),
+    ),
 )
 OLD_SNAPSHOT = (
     '{"version":7,"nodes":[{"facts":{"name":"n1","incarnation":"i","boot_id":"b",'
     '"agent_version":"1","simulated":true},"registered_at":1.0,"version":1,"cordoned":"fans"}],'
-    '"allocations":[]}'
+    '"allocations":[{"id":"a","state":"granted","request":{"gpus":1,"holder":"ann",'
+    '"ttl_seconds":60.0,"memory_bytes":null,"model":"H100","pool":null,"node":null,'
+    '"host_boot_id":null,"labels":null,"priority":0},"requested_at":1.0,"version":2,'
+    '"idempotency_key":"","wait_until":null,"node":"n1","devices":[{"uuid":"GPU-1",'
+    '"model":"NVIDIA H100","index":0,"memory_bytes":85899345920,"exclusive":true}],'
+    '"granted_at":1.0,"ended_at":null,"reason":""},{"id":"b","state":"waiting",'
+    '"request":{"gpus":1,"holder":"ann","ttl_seconds":60.0},"requested_at":1.0,"version":3,'
+    '"node":"","devices":[]}]}'
 )
 # One of every kind, with what is optional given and not given.
 EVENTS: tuple[e.DurableEvent, ...] = (
@@ -80,8 +119,8 @@ EVENTS: tuple[e.DurableEvent, ...] = (
     e.GpuCordoned(3.5, "n1", "GPU-1", "Xid 79: lost", by_health=True, fault=("xid", 3.0)),
     e.GpuUncordoned(3.75, "n1", "GPU-1", by_health=False, acknowledged=("xid", 3.0)),
     e.AllocationRequested(4.0, "a1", SHARE, "key", 604.0),
-    e.AllocationGranted(5.25, "a1", SHARE, "key", 4.0, "n1", DEVICES),
-    e.AllocationAdopted(6.0, "a2", GANG, "n1", DEVICES),
+    e.AllocationGranted(5.25, "a1", SHARE, "key", 4.0, PLACES),
+    e.AllocationAdopted(6.0, "a2", GANG, PLACES),
     e.AllocationReleasing(7.0, "a1", "released"),
     e.AllocationEnded(8.0, "a1", "released"),
     e.AllocationsForgotten(9.0, ("a1", "a2")),
@@ -115,6 +154,9 @@ def test_snapshot_of_an_older_stoker_is_read() -> None:
     (node,) = snapshot.nodes
     assert (node.cordoned, node.drain_at) == ("fans", None)
     assert (snapshot.conditions, snapshot.failures) == ((), ())
+    granted, waiting = snapshot.allocations
+    assert (granted.placements, granted.request.models) == (PLACES, ("H100",))
+    assert (waiting.placements, waiting.node, waiting.devices) == ((), "", ())
 
 
 def test_field_that_a_later_version_adds_is_left_out() -> None:
@@ -144,7 +186,7 @@ def test_text_that_is_no_event_is_explained(kind: str, payload: str, word: str) 
 def test_snapshot_is_read_as_it_was_written(
     nodes: int, allocations: int, conditions: int, failures: int
 ) -> None:
-    allocation = Allocation("a", AllocationState.GRANTED, SHARE, 1.0, 2, devices=DEVICES)
+    allocation = Allocation("a", AllocationState.GRANTED, SHARE, 1.0, 2, placements=PLACES)
     cordon = GpuCordon(2.0, "Xid 79", by_health=True, drain_at=None, fault=("xid", 3.0))
     condition = Condition("GPU-1", "n1", "s", ILL, 2.0, cordon, ("xid", None), ("xid", 3.0))
     snapshot = Snapshot(

@@ -23,6 +23,7 @@ from stoker.aggregator.model import (
     Frame,
     GpuSample,
     MissingGpu,
+    Placement,
     ProcessTable,
 )
 from stoker.aggregator.picture import take_picture
@@ -40,9 +41,11 @@ def make_fleet() -> Fleet:
     fleet.apply(e.NodeCordoned(NOW, "n2", "fans"), 3)
     fleet.apply(e.AllocationRequested(NOW, "w", whole(), "", NOW + 60), 4)
     whole_gpu = Device("n1-0", gpus[0].model, 0, 80 * GIB, exclusive=True)
-    fleet.apply(e.AllocationGranted(NOW, "a", whole(), "", NOW, "n1", (whole_gpu,)), 5)
+    fleet.apply(
+        e.AllocationGranted(NOW, "a", whole(), "", NOW, (Placement("n1", (whole_gpu,)),)), 5
+    )
     part = Device("n1-1", gpus[1].model, 1, GIB, exclusive=False)
-    fleet.apply(e.AllocationGranted(NOW, "b", share(1), "", NOW, "n1", (part,)), 6)
+    fleet.apply(e.AllocationGranted(NOW, "b", share(1), "", NOW, (Placement("n1", (part,)),)), 6)
     fleet.note(e.AgentConnected(NOW, "n1", 1, (), 0))
     samples = {
         gpu.uuid: GpuSample(

@@ -11,7 +11,7 @@ from tests.unit.aggregator.builders import make_facts, whole
 from stoker.aggregator import events as e
 from stoker.aggregator.ledger import Change, Ledger, WatchTooOld, WatchTooSlow
 from stoker.aggregator.meters import Meters
-from stoker.aggregator.model import AllocationState, Device
+from stoker.aggregator.model import AllocationState, Device, Placement
 from stoker.aggregator.store import Store
 
 NOW = 1_000.0
@@ -44,7 +44,7 @@ def requested(id_: str = "a1") -> e.AllocationRequested:
 
 def granted(id_: str = "a1") -> e.AllocationGranted:
     device = Device("n1-0", "H100", 0, 1, exclusive=True)
-    return e.AllocationGranted(NOW, id_, whole(), "", NOW, "n1", (device,))
+    return e.AllocationGranted(NOW, id_, whole(), "", NOW, (Placement("n1", (device,)),))
 
 
 def ended(id_: str = "a1") -> e.AllocationEnded:

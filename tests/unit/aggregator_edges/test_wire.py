@@ -20,6 +20,7 @@ from stoker.aggregator.model import (
     Node,
     NodeFacts,
     NodeStatus,
+    Placement,
     Process,
     ProcessTable,
     Request,
@@ -31,13 +32,9 @@ from stoker.aggregator.wire import (
     read_hello,
     read_inventory,
 )
-from stoker.aggregator.wire_fleet import (
-    allocation_message,
-    environment,
-    node_message,
-    node_state,
-    read_request,
-)
+from stoker.aggregator.wire_allocations import allocation_message, environment
+from stoker.aggregator.wire_fleet import node_message, node_state
+from stoker.aggregator.wire_requests import read_request, request_message
 from stoker.v1 import agent_pb2, fleet_pb2, types_pb2
 
 UUIDS = {1: "GPU-1", 2: "GPU-2"}
@@ -233,15 +230,36 @@ def test_request_of_a_share_is_for_one_gpu() -> None:
 def test_request_comes_back_as_it_was_sent() -> None:
     message = types_pb2.Request(
         gpus=2,
+        nodes=3,
         holder="ann",
         ttl_seconds=60.0,
-        model="H100",
+        cpu_milli=8000,
+        host_memory_bytes=GIB,
+        models=["H100", "A100"],
+        gpu_memory_min_bytes=40 * GIB,
+        compute_capability_min="8.0",
+        driver_version_min="570.86",
         pool="p",
         node="n1",
         host_boot_id="b",
+        node_labels={"zone": "a"},
+        gpu_topology=types_pb2.GPU_TOPOLOGY_NVLINK,
+        gpu_topology_required=True,
+        same_label="rack",
+        same_label_required=True,
+        service="llm",
+        anti_affinity="node",
+        spread="zone",
+        near_service="cache",
+        preferred_gpu_uuid="GPU-1",
+        duration_seconds=60.0,
+        movable=True,
         labels={"a": "b"},
         priority=-5,
     )
+    assert {field.name for field in message.DESCRIPTOR.fields} - {
+        field.name for field, _ in message.ListFields()
+    } == {"memory_bytes", "compute_milli", "mig_profile"}, "those of parts are tested below"
     waiting = Allocation("a", AllocationState.WAITING, read_request(message), 1.0, 2)
     answer = allocation_message(waiting, queue_position=3)
     assert answer.request == message
@@ -252,13 +270,97 @@ def test_request_comes_back_as_it_was_sent() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "part",
+    [
+        types_pb2.Request(memory_bytes=GIB),
+        types_pb2.Request(compute_milli=250),
+        types_pb2.Request(memory_bytes=GIB, compute_milli=250),
+        types_pb2.Request(mig_profile="1g.10gb"),
+        types_pb2.Request(mig_profile="any", memory_bytes=GIB),
+    ],
+    ids=lambda part: " and ".join(field.name for field, _ in part.ListFields()),
+)
+def test_request_of_a_part_comes_back_as_it_was_sent(part: types_pb2.Request) -> None:
+    sent = types_pb2.Request(gpus=1, holder="ann", ttl_seconds=60.0)
+    sent.MergeFrom(part)
+    assert request_message(read_request(sent)) == sent
+
+
+@pytest.mark.parametrize(
+    ("message", "field"),
+    [
+        (types_pb2.Request(), "gpus"),
+        (types_pb2.Request(gpus=2, memory_bytes=5), "gpus"),
+        (types_pb2.Request(nodes=2, memory_bytes=5), "nodes"),
+        (types_pb2.Request(gpus=2, mig_profile="1g.10gb"), "gpus"),
+        (types_pb2.Request(mig_profile="half"), "mig_profile"),
+        (types_pb2.Request(mig_profile="1g.10gb", compute_milli=5), "compute_milli"),
+        (types_pb2.Request(compute_milli=1001), "compute_milli"),
+        (types_pb2.Request(compute_milli=0), "compute_milli"),
+        (types_pb2.Request(gpus=1, nodes=1025), "nodes"),
+        (types_pb2.Request(gpus=1, compute_capability_min="8"), "compute_capability_min"),
+        (types_pb2.Request(gpus=1, driver_version_min="new"), "driver_version_min"),
+        (types_pb2.Request(gpus=1, spread="node"), "spread"),
+        (types_pb2.Request(gpus=1, anti_affinity="node"), "anti_affinity"),
+        (types_pb2.Request(gpus=1, models=[""]), "models"),
+        (types_pb2.Request(gpus=1, models=[str(i) for i in range(33)]), "models"),
+        (types_pb2.Request(gpus=1, cpu_milli=2**63), "cpu_milli"),
+        (types_pb2.Request(gpus=1, host_memory_bytes=2**64 - 1), "host_memory_bytes"),
+        (types_pb2.Request(gpus=1, duration_seconds=float("nan")), "duration_seconds"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_request_that_cannot_be_is_refused_by_field(message: types_pb2.Request, field: str) -> None:
+    message.holder, message.ttl_seconds = "ann", 60.0
+    with pytest.raises(Malformed) as refused:
+        read_request(message)
+    assert refused.value.field == f"request.{field}"
+
+
+def granted_to(request: Request, *placements: Placement) -> Allocation:
+    return Allocation("a", AllocationState.GRANTED, request, 1.0, 2, placements=placements)
+
+
 def test_environment_names_devices_by_uuid_in_order() -> None:
     devices = tuple(Device(f"GPU-{i}", "H100", i, 80 * GIB, exclusive=True) for i in (3, 1))
-    allocation = Allocation(
-        "a", AllocationState.GRANTED, Request(2, "ann", 60.0), 1.0, 2, node="n1", devices=devices
+    allocation = granted_to(Request(2, "ann", 60.0), Placement("n1", devices))
+    variables = environment(allocation, allocation.placements[0])
+    assert variables["CUDA_VISIBLE_DEVICES"] == "GPU-3,GPU-1"
+    assert not {"STOKER_MEMORY_LIMIT_BYTES", "STOKER_NODES"} & set(variables)
+
+
+def test_environment_of_a_mig_device_names_it_alone() -> None:
+    device = Device(
+        *("GPU-1", "H100", 1, 10 * GIB),
+        exclusive=False,
+        mig_device_uuid="MIG-7",
+        mig_profile="1g.10gb",
     )
-    assert environment(allocation)["CUDA_VISIBLE_DEVICES"] == "GPU-3,GPU-1"
-    assert "STOKER_MEMORY_LIMIT_BYTES" not in environment(allocation)
+    allocation = granted_to(
+        Request(1, "ann", 60.0, mig_profile="1g.10gb"), Placement("n1", (device,))
+    )
+    variables = environment(allocation, allocation.placements[0])
+    assert variables["CUDA_VISIBLE_DEVICES"] == variables["NVIDIA_VISIBLE_DEVICES"] == "MIG-7"
+
+
+def test_each_node_of_a_gang_has_its_own_environment() -> None:
+    here, there = (
+        Placement(f"n{i}", (Device(f"GPU-{i}", "H100", 0, 80 * GIB, exclusive=True),))
+        for i in (1, 2)
+    )
+    gang = granted_to(Request(1, "ann", 60.0, nodes=2), here, there)
+    told = allocation_message(gang, held_by=("n2",))
+    assert (told.node, [each.uuid for each in told.devices]) == ("n1", ["GPU-1"])
+    assert [(each.node, each.held_by_node) for each in told.placements] == [
+        ("n1", False),
+        ("n2", True),
+    ]
+    assert not told.held_by_node, "one of them has not confirmed it"
+    second = dict(told.placements[1].env)
+    assert second["CUDA_VISIBLE_DEVICES"] == "GPU-2"
+    assert (second["STOKER_NODES"], second["STOKER_NODE_RANK"]) == ("n1,n2", "1")
+    assert allocation_message(gang, held_by=("n1", "n2")).held_by_node
 
 
 # --- nodes

@@ -124,10 +124,10 @@ def test_unexpected_error_is_one_line_and_says_how_to_see_more(
 
 
 def test_wish_has_only_what_was_said() -> None:
-    said = {"gpus": 2, "memory": None, "model": "T4", "ttl": None}
+    said = {"gpus": 2, "memory": None, "models": ("T4",), "ttl": None}
     assert wish_of(said, ["a=b=c", "d="]) == {
         "gpus": 2,
-        "model": "T4",
+        "model": ("T4",),
         "labels": {"a": "b=c", "d": ""},
     }
     assert wish_of({}) == {}

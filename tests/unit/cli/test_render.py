@@ -13,7 +13,6 @@ from stoker.client import (
     AllocationState,
     Assignment,
     Device,
-    Explanation,
     Gpu,
     GpuCordon,
     GpuHealth,
@@ -24,8 +23,6 @@ from stoker.client import (
     NodeState,
     Owner,
     Process,
-    Refusal,
-    Refusals,
     RepairAction,
     Request,
 )
@@ -149,7 +146,7 @@ ALLOCATIONS = (
         expires_at=None,
         ended_reason="expired: no keep-alive for 1m",
     ),
-    waiting("a-4", 1, Request(8, "eve@lab", 60.0, model="H100-80GB")),
+    waiting("a-4", 1, Request(8, "eve@lab", 60.0, models=("H100-80GB",))),
     waiting("a-5", 12, Request(1, "eve@lab", 60.0, 30 * GIB)),
 )
 
@@ -241,32 +238,9 @@ def test_allocation(golden: Golden) -> None:
     golden("cli/allocation.txt", text_of(render.allocation(ALLOCATIONS[0], NOW)))
 
 
-REFUSALS = Refusals(
-    summary="no node for 8 x H100-80GB: 2 nodes: 1 not enough free GPUs, 1 cordoned",
-    nodes=(
-        Refusal("gpu-1", "gpus_free", "wanted 8, 1 of 4 is free", "8", "1"),
-        Refusal("sim-1", "cordoned", "cordoned: fan is loud", "not cordoned", "fan is loud"),
-    ),
-    nodes_total=5,
-    ahead=1,
-)
-
-
 def test_what_is_copied_is_never_folded() -> None:
     shown = text_of(render.allocation(ALLOCATIONS[0], NOW), width=20)
     assert "CUDA_VISIBLE_DEVICES=GPU-00000000\n" in shown
-
-
-def test_explanation(golden: Golden) -> None:
-    why = Explanation(False, "", REFUSALS.summary, REFUSALS, ALLOCATIONS[3])
-    golden("cli/why.txt", text_of(render.explanation(why)))
-
-
-def test_explanation_of_what_would_be_placed(golden: Golden) -> None:
-    golden("cli/why-placeable.txt", text_of(render.explanation(PLACEABLE)))
-
-
-PLACEABLE = Explanation(True, "gpu-1", "would be placed on gpu-1", None, None)
 
 
 def test_top_shows_what_fits(golden: Golden) -> None:
@@ -281,14 +255,6 @@ def test_narrow_terminals_leave_out_what_matters_least(golden: Golden) -> None:
     status = render.status(FLEET, ALLOCATIONS, "127.0.0.1:7070", NOW)
     shown = [f"{width} columns\n{text_of(status, width)}" for width in (100, 80, 60)]
     golden("cli/status-narrow.txt", "\n".join(shown))
-
-
-def test_reasons_are_folded_and_never_cut() -> None:
-    why = Explanation(False, "", REFUSALS.summary, REFUSALS, None)
-    shown = text_of(render.explanation(why), width=40)
-    assert max(len(line) for line in shown.splitlines()) <= 40
-    assert "…" not in shown
-    assert " ".join(shown.split()).count("1 of 4 is free") == 1
 
 
 @pytest.mark.parametrize("hostile", ["\x1b[2J", "[red]", "a\nb", "\x07", "\u202e"])

@@ -275,6 +275,35 @@ def test_device_files_in_few_words(paths: tuple[str, ...], text: str) -> None:
     assert render_agent.devices(paths) == text
 
 
+@pytest.mark.parametrize(
+    ("held", "line"),
+    [
+        (HeldFacts("a1", "ann", ("GPU-0", "GPU-1"), None, False), "a1 ann GPU-0, GPU-1 all"),
+        (
+            HeldFacts("a1", "ann", ("GPU-0",), 2**30, False, compute_milli=125),
+            "a1 ann GPU-0 1 GiB 12.5 % of the compute",
+        ),
+        (
+            HeldFacts("a1", "ann", ("GPU-0",), 10 * 2**30, True, ("MIG-1",)),
+            "a1 ann MIG-1 10 GiB to be let go of once processes are read",
+        ),
+        (
+            HeldFacts(
+                *("a1", "ann", ("GPU-0",), None, False),
+                cpu_milli=1500,
+                host_memory_bytes=2**35,
+                gang_nodes=2,
+            ),
+            "a1 ann GPU-0 all 1.5 CPUs, 32 GiB of the host, one of 2 nodes",
+        ),
+    ],
+    ids=["whole GPUs", "a share", "a MIG device", "part of a gang, with CPUs and memory"],
+)
+def test_what_is_held_is_told_with_all_that_it_takes(held: HeldFacts, line: str) -> None:
+    page = text_of(render_agent.status(replace(WELL, users=replace(NOBODY, held=(held,)))))
+    assert line in [" ".join(each.split()) for each in page.splitlines()]
+
+
 def _said_everywhere(said: str) -> list[RenderableType]:
     """Return every page, with the same words wherever the agent's words are shown."""
     gpu = GpuFacts(said, 0, said, False, said, said, said, (said,), 1, 1)

@@ -8,7 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stoker.client import InvalidRequest
-from stoker.client.environment import Layers, default_holder, host_boot_id, resolve_address
+from stoker.client.environment import (
+    ContextVariables,
+    Layers,
+    default_holder,
+    host_boot_id,
+    resolve_address,
+)
 
 ADDRESSES = {
     "10.0.0.1:7000": "10.0.0.1:7000",
@@ -89,6 +95,19 @@ def test_inner_layer_wins_whichever_ends_first() -> None:
     assert environ == {}
 
 
+def test_a_replaced_layer_stays_below_what_was_set_after_it() -> None:
+    environ = {"D": "ours", "E": "ours"}
+    layers = Layers(environ)
+    outer = ContextVariables(layers, {"D": "outer", "E": "outer"})
+    inner = layers.push({"D": "inner"})
+    outer.replace({"D": "moved", "F": "moved"})
+    assert environ == {"D": "inner", "E": "ours", "F": "moved"}
+    layers.pop(inner)
+    assert environ == {"D": "moved", "E": "ours", "F": "moved"}
+    outer.end()
+    assert environ == {"D": "ours", "E": "ours"}
+
+
 names = st.sampled_from(["A", "B", "C"])
 variables = st.dictionaries(names, st.sampled_from(["1", "2"]))
 
@@ -101,7 +120,11 @@ def test_any_order_of_ends_restores_everything(
     layers = Layers(environ)
     alive = [layers.push(each) for each in pushed]
     while alive:
-        layers.pop(alive.pop(data.draw(st.integers(0, len(alive) - 1))))
+        place = data.draw(st.integers(0, len(alive) - 1))
+        if data.draw(st.booleans()):
+            alive[place] = layers.replace(alive[place], data.draw(variables))
+        else:
+            layers.pop(alive.pop(place))
         for name in {each for layer in alive for each in layer}:
             assert environ[name] == [layer[name] for layer in alive if name in layer][-1]
     assert environ == before

@@ -15,6 +15,7 @@ from stoker.aggregator.model import (
     DriverState,
     Frame,
     MissingGpu,
+    Placement,
     ProcessTable,
 )
 from stoker.testing import invariants, liveness
@@ -50,7 +51,8 @@ def grant_twice(world: World) -> None:
 def grant_too_much(world: World) -> None:
     share = granted(world, exclusive=False)
     whole = world.memory_bytes[share.devices[0].uuid]
-    put(world, replace(share, devices=(replace(share.devices[0], memory_bytes=whole + 1),)))
+    too_much = replace(share.devices[0], memory_bytes=whole + 1)
+    put(world, replace(share, placements=(Placement(share.node, (too_much,)),)))
 
 
 def leave_a_claim_behind(world: World) -> None:
@@ -74,7 +76,7 @@ def lose_a_grant(world: World) -> None:
 
 
 def move_a_grant(world: World) -> None:
-    put(world, replace(granted(world), node="node-99"))
+    put(world, replace(granted(world), placements=(Placement("node-99", granted(world).devices),)))
 
 
 def end_what_is_held(world: World) -> None:
@@ -123,7 +125,7 @@ def forget_a_client(world: World) -> None:
 def leave_waiting(world: World) -> None:
     allocation = granted(world)
     put(world, replace(allocation, state=AllocationState.ENDED))
-    waiting = replace(allocation, id="waiting", state=AllocationState.WAITING, devices=(), node="")
+    waiting = replace(allocation, id="waiting", state=AllocationState.WAITING, placements=())
     put(world, waiting)
     world.aggregator.fleet.waiting.clear()
     world.aggregator.fleet.waiting["waiting"] = (0, 1)

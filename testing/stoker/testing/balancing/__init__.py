@@ -1,0 +1,1 @@
+"""Replicas that come in bursts and share GPUs, placed by the aggregator's own decisions."""

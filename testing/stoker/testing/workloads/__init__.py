@@ -1,0 +1,1 @@
+"""Workloads for placement: fleets and tasks, recorded or made by seed, and the runs over them."""
