@@ -59,6 +59,17 @@ ROWS = {
     "release of nothing": Row(["release"], USAGE, ["ID"]),
     "why of nobody's": Row(["why", "nobody"], NOT_FOUND, ["nobody"]),
     "why of nothing": Row(["why"], USAGE, ["ID"]),
+    "why of both": Row(["why", "a-1", "--gpus", "2"], USAGE, ["a-1", "options"]),
+    "place that is meant": Row(["place", "--gpus", "1"], USAGE, ["--dry-run", "alloc"]),
+    "supposition that nobody understands": Row(
+        ["place", "--dry-run", "--what-if", "drain node-a"], USAGE, ["--what-if", "drain node-a"]
+    ),
+    "supposition about nobody": Row(
+        ["place", "--dry-run", "--what-if", "remove node-z"], USAGE, ["what_if[0]", "node-z"]
+    ),
+    "supposition with an unknown model": Row(
+        ["place", "--dry-run", "--what-if", "add 2xH100-80BG"], USAGE, ["what_if[0]", "H100-80GB"]
+    ),
     "cordon of nobody": Row(["cordon", "node-z", "--reason", "x"], NOT_FOUND, ["node-z"]),
     "cordon without a reason": Row(["cordon", "node-a"], USAGE, ["--reason"]),
     "cordon of a GPU that cannot be": Row(
@@ -153,3 +164,34 @@ async def test_with_json_the_error_is_json_too(fleet: AsyncFleet) -> None:
     assert refusal["node"] == "node-a"
     assert refusal["filter"] == "gpus_total"
     assert (refusal["wanted"], refusal["found"]) == ("2", "1")
+
+
+@pytest.mark.parametrize("verb", [["why"], ["place", "--dry-run"]])
+async def test_what_cannot_be_placed_ends_with_its_own_code(
+    verb: list[str], fleet: AsyncFleet
+) -> None:
+    environment = {"STOKER_ADDRESS": fleet.address}
+    refused = stoker(*verb, "--gpus", "2", "--json", environment=environment)
+    assert refused.returncode == REFUSED, refused
+    told = json.loads(refused.stdout)
+    assert not told["placeable"]
+    assert told["change"]["kind"] == "fewer_gpus"
+    assert told["change"]["request"]["gpus"] == 1
+    placed = stoker(*verb, "--gpus", "1", "--json", environment=environment)
+    assert placed.returncode == ExitCode.OK, placed
+    told = json.loads(placed.stdout)
+    assert told["placeable"]
+    assert [each["node"] for each in told["placements"]] == ["node-a"]
+    assert told["choice"].startswith("policy ")
+
+
+async def test_what_is_supposed_is_not_done(fleet: AsyncFleet) -> None:
+    environment = {"STOKER_ADDRESS": fleet.address}
+    supposed = ("--what-if", "remove node-a", "--what-if", "add 2 nodes 8xH100-80GB")
+    placed = stoker(
+        *("place", "--dry-run", "--nodes", "2", "--gpus", "8", *supposed), environment=environment
+    )
+    assert placed.returncode == ExitCode.OK, placed
+    assert "new-1" in placed.stdout
+    assert "new-2" in placed.stdout
+    assert [node.name for node in (await fleet.nodes()).nodes] == ["node-a"]

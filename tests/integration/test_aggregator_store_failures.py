@@ -75,7 +75,7 @@ async def health(stage: Stage, service: str = "") -> int:
 
 async def becomes(stage: Stage, status: int) -> None:
     async def look() -> bool:
-        return [await health(stage, service) for service in SERVICES] == [status] * 3
+        return [await health(stage, service) for service in SERVICES] == [status] * len(SERVICES)
 
     await until("the health to follow", look)
 

@@ -151,7 +151,10 @@ async def test_driver_is_upgraded(node: FaultyNode, golden: Golden) -> None:
 async def test_mig_is_toggled(node: FaultyNode, golden: Golden) -> None:
     node.script(mig=[{"gpu": 3, "devices": ["3g.40gb", "1g.10gb"]}])
     toggled = await node.until_told(
-        "it to be told", "MIG mode: GPU 3", "GPU 2: all series", steady_seconds=ALL_READ_SECONDS
+        "it to be told",
+        "MIG mode is on at GPU 3",
+        "GPU 2: all series",
+        steady_seconds=ALL_READ_SECONDS,
     )
     golden("fault_table/mig_toggled.txt", toggled)
     node.script()

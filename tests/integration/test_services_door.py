@@ -11,7 +11,7 @@ from grpc import aio
 from tests.integration.aggregator_stage import Failure, Stage, failure_of, serving
 from tests.support.waiting import until, until_true
 
-from stoker.aggregator.services import SETTLE_SECONDS
+from stoker.aggregator.services import GONE_SECONDS, SETTLE_SECONDS, SILENCE_SECONDS
 from stoker.v1 import fleet_pb2, services_pb2, services_pb2_grpc, types_pb2
 
 NOT_GRANTED = grpc.StatusCode.FAILED_PRECONDITION
@@ -264,6 +264,36 @@ async def test_same_address_once_more_takes_the_place_of_the_first(stage: Stage)
         assert (failure.code, failure.reason) == (grpc.StatusCode.ABORTED, "SUPERSEDED")
         await until_weights(stage, {"10.0.0.1:9000": 1.0})
         assert [each.id for each in (await route(stage)).endpoints] == [after.endpoint_id]
+
+
+async def test_one_more_than_there_can_be_is_refused(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stoker.aggregator.services.ENDPOINTS_MAX", 1)
+    async with stage.agent():
+        granted = await stage.allocate()
+        await Replica(stage, granted.id).registered()
+        again = Replica(stage, granted.id)  # the same address, so not one more
+        await again.registered()
+        failure = await failure_of(Replica(stage, granted.id, address="10.0.0.2:1").registered())
+        assert (failure.code, failure.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY")
+        assert failure.sentence == "there are 1 endpoints already"
+        again.call.cancel()
+
+
+async def test_replica_that_says_nothing_is_not_waited_for(stage: Stage) -> None:
+    async with stage.agent():
+        granted = await stage.allocate()
+        replica = Replica(stage, granted.id)
+        await replica.registered()
+        await until_weights(stage, {"10.0.0.1:9000": 1.0})
+        await stage.clock.elapse(SILENCE_SECONDS + 1)
+        await until_weights(stage, {"10.0.0.1:9000": 0.0})
+        assert "silent" in await reason(stage, "10.0.0.1:9000")
+        await stage.clock.elapse(GONE_SECONDS)
+        failure = await replica.end()
+        assert (failure.code, failure.reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "SILENT")
+        await until_weights(stage, {})
 
 
 async def test_end_of_the_allocation_ends_the_endpoint(stage: Stage) -> None:

@@ -46,6 +46,7 @@ EDGES = {
         *("sessions", "store", "api_upkeep", "health_metrics", "health_report", "wire"),
         *("wire_fleet", "wire_health", "wire_allocations", "wire_requests", "api_services"),
         *("service_metrics", "wire_services", "api_rebalance", "wire_moves"),
+        *("api_explain", "wire_explain"),
     },
 }
 

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from stoker.aggregator import limits
@@ -29,7 +30,7 @@ from stoker.aggregator.moves import (
 from stoker.aggregator.offers import KEY_PREFIX, Offers, OfferState
 from stoker.aggregator.rebalancing import plan_moves
 from stoker.aggregator.wire_moves import move_message, offer_message
-from stoker.aggregator.wishes import MoveOver, Refused, Reply, Settled, Wish
+from stoker.aggregator.wishes import MoveOver, Refused, Reply, Settled, Unknown, Wish
 from stoker.core.clock import Clock
 from stoker.v1 import fleet_pb2
 
@@ -54,7 +55,6 @@ class RebalanceService:
         clock: Clock,
         options: RebalanceOptions | None = None,
         policy: MovePolicy | None = None,
-        aside: Aside = in_a_thread,
     ) -> None:
         """`wish` returns the reply once it is durable; raises CallFailure."""
         self._fleet = ledger.fleet
@@ -62,7 +62,8 @@ class RebalanceService:
         self._clock = clock
         self._options = options or RebalanceOptions()
         self._policy = policy or MovePolicy()
-        self._aside = aside
+        self.aside: Aside = in_a_thread
+        self.new_id: Callable[[], str] = partial(secrets.token_hex, 8)
         self._offers = Offers()
         self._planning = asyncio.Lock()  # one plan at a time: the next one sees what it offered
 
@@ -134,6 +135,9 @@ class RebalanceService:
             case Refused(refusals):
                 self._offers.withdraw(id_)
                 raise cannot_place(refusals)
+            case Unknown(what):
+                self._offers.withdraw(id_)
+                raise not_found(what)
             case _:
                 raise AssertionError(f"a move was answered with {reply}")
 
@@ -144,14 +148,14 @@ class RebalanceService:
         async with self._planning:
             now = self._clock.now()
             view, skip = standing(self._fleet.view(now)), self._offers.not_to_ask(now)
-            plan = await self._aside(lambda: plan_moves(view, moves_max, self._policy, pool, skip))
+            plan = await self.aside(lambda: plan_moves(view, moves_max, self._policy, pool, skip))
             if answer_seconds is None:
                 return plan, [""] * len(plan.moves)
             now, ids = self._clock.now(), list[str]()
             for move in plan.moves:
                 known = self._fleet.allocations.get(move.allocation_id)
                 is_there = known is not None and known.state is AllocationState.GRANTED
-                new_id = secrets.token_hex(8)
+                new_id = self.new_id()
                 offer = (
                     self._offers.offer(new_id, move, plan.kinds, now, answer_seconds)
                     if is_there

@@ -228,12 +228,17 @@ class Round:
         known = self._draft.keys.get(wish.idempotency_key)
         if known is not None:
             return Settled(known)
-        view = self._draft.view(self._now)
-        plan = confirmed(wish.move, view, wish.kinds, self._draft.tenants)
+        view, move = self._draft.view(self._now), wish.move
+        moving = view.allocations.get(move.allocation_id)
+        if moving is None:
+            return Unknown(f"allocation {move.allocation_id}")
+        # What waits ahead of that for which room is made keeps its nodes, as for a newcomer.
+        request, queue = moving.request, self._draft.queue()
+        kept = kept_ahead_of(request.priority, queue, view, move.goal, self._hosts)
+        plan = confirmed(move, view, wish.kinds, self._draft.tenants, kept.nodes)
         if isinstance(plan, str):
             return Refused(Refusals(plan, ()))
         id_ = self._new_id()
-        request = view.allocations[wish.move.allocation_id].request
         self._grant(id_, request, wish.idempotency_key, plan, None)
         return Settled(id_)
 

@@ -55,6 +55,7 @@ class Move:
     gain_milli: int
     loss_milli: float  # of usable capacity where it goes, in the gain already
     off: Off  # what is to become free, so that it is no use to go there instead
+    goal: str = ""  # the waiting allocation that it makes room for; empty: none
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,9 @@ is still held, on the fleet as the moves before it leave it, and every filter of
 go there. Three reasons are looked at, in this order, on one `Board`:
 
 1. A waiting request that would fit on a node if some of what it holds were elsewhere. In the
-   queue's order, since what is ahead keeps its nodes; what could be helped takes its place before
-   the next one is looked at. On each node the holders that must go are found by taking all away
-   and putting back the dearest first, as long as the request fits.
+   queue's order: what could be helped takes its place before the next one is looked at, and nothing
+   moves to a node that is kept for one that could not. On each node the holders that must go are
+   found by taking all away and putting back the dearest first, as long as the request fits.
 2. A GPU that is hot. It is relieved by one holder at a time, the cheapest whose leaving cools it,
    of a GPU that stays cool after it. The two thresholds lie apart, so that nothing goes to and fro.
 3. Fragments: the move, or the few moves off one GPU or one node, that gain most usable capacity
@@ -78,17 +78,19 @@ def confirmed(
     view: FleetView,
     kinds: tuple[Kind, ...],
     tenants: Mapping[str, tuple[str, ...]],
+    kept: Collection[str] = (),
     policy: MovePolicy | None = None,
 ) -> Plan | str:
     """Return where an allocation goes whose holder agreed to move, or why it stays.
 
     It is the place that was offered, if that still holds, else another that keeps enough of the
-    gain. `tenants`: by node the ids of what it holds; `kinds` are those of the plan.
+    gain. `tenants`: by node what it holds; `kinds`: of the plan; `kept`: nodes kept for others.
     """
     allocation = view.allocations.get(offered.allocation_id)
     if allocation is None or allocation.state is not AllocationState.GRANTED:
         return f"allocation {offered.allocation_id} is no longer granted"
-    if may_go(allocation, offered.to_placements, view):
+    is_kept = any(placement.node in kept for placement in offered.to_placements)
+    if not is_kept and may_go(allocation, offered.to_placements, view):
         plan = Plan(offered.to_placements)
         if not objection(plan, allocation.request, view):
             return plan
@@ -97,7 +99,8 @@ def confirmed(
     is_relief = offered.kind is MoveKind.RELIEVE
     limit = policy.cool_milli if is_relief else policy.hot_milli
     gain_min = gain_min_of(offered.kind, policy) * offered.cost_milli
-    for spot in spots(allocation, board, usable, offered.off, stays_below(limit, allocation, view)):
+    accepts = stays_below(limit, allocation, view)
+    for spot in spots(allocation, board, usable, offered.off.union(kept), accepts):
         more = 0.0 if is_relief else max(0.0, spot.loss_milli - offered.loss_milli)
         if offered.gain_milli - more >= gain_min:
             return Plan(spot.placements)
@@ -132,6 +135,7 @@ class _Planner:
         self._candidates = len(self._movable)
         self.moves: list[Move] = []
         self._helped: list[str] = []  # descriptions of waiting requests
+        self._kept: Collection[str] = ()  # nodes that are kept for others
         self._bounds: dict[str, tuple[NodeView, int, list[_Bundle]]] = {}  # by node
         self._relieved: dict[str, hotspots.Heat] = {}  # GPU UUID -> what left it in this plan
 
@@ -160,9 +164,10 @@ class _Planner:
             key=lambda each: (-each.request.priority, each.version),
         )
         kept = Kept(view)
-        for waiting in queue[:WAITING_MAX]:
+        self._kept = kept.nodes  # by those whom nothing helps, as they come
+        for number, waiting in enumerate(queue):
             placements: tuple[Placement, ...] | None = None
-            if not kept.leaves_nothing_for(waiting.request):
+            if number < WAITING_MAX and not kept.leaves_nothing_for(waiting.request):
                 plan = find_place(waiting.request, view, kept.nodes)
                 placements = plan.placements if plan else self._make_room(waiting, kept)
             if placements is None:
@@ -194,6 +199,7 @@ class _Planner:
                 gain,
                 off,
                 f"makes room on {where} for {what}, which {waiting.request.holder} waits for",
+                waiting.id,
             )
             self._helped.append(what)
             return plan.placements
@@ -422,13 +428,19 @@ class _Planner:
     def _best_spot(
         self, allocation: Allocation, board: Board, off: Off, accepts: Accepts
     ) -> Spot | None:
-        for spot in spots(allocation, board, self._usable, off, accepts):
+        for spot in spots(allocation, board, self._usable, off.union(self._kept), accepts):
             if self._is_in_pool(placement.node for placement in spot.placements):
                 return spot
         return None
 
     def _commit(
-        self, steps: Sequence[_Step], kind: MoveKind, gain_milli: int, off: Off, reason: str
+        self,
+        steps: Sequence[_Step],
+        kind: MoveKind,
+        gain_milli: int,
+        off: Off,
+        reason: str,
+        goal: str = "",
     ) -> None:
         """Take the steps on the board; each has the part of the gain that it has of the cost."""
         total = sum(step.cost_milli for step in steps)
@@ -451,6 +463,7 @@ class _Planner:
                     gain,
                     step.spot.loss_milli,
                     off,
+                    goal,
                 )
             )
 

@@ -15,7 +15,7 @@ import random
 import threading
 from bisect import bisect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import grpc
@@ -94,7 +94,8 @@ class Picker:
             self._spoken_of.update(each.address for each in told.endpoints)
             kept: Mapping[str, Endpoint] = {} if told.settled else self._carried
             unspoken = {at: each for at, each in kept.items() if at not in self._spoken_of}
-            self._endpoints = {**unspoken, **{each.address: each for each in told.endpoints}}
+            known = {each.address: each for each in told.endpoints}
+            self._endpoints = _joined(known, unspoken) if unspoken else known
             if told.settled:
                 self._carried = {}
             self._called = [each for each in self._endpoints.values() if each.weight > 0]
@@ -216,3 +217,23 @@ class Picker:
         more = f"; {len(known) - _NAMED_MAX} more" if len(known) > _NAMED_MAX else ""
         text = f"service {self.service}: none of its {len(known)} endpoints can be called"
         return f"{text}: {'; '.join(shown)}{more}"
+
+
+def _joined(told: Mapping[str, Endpoint], kept: Mapping[str, Endpoint]) -> dict[str, Endpoint]:
+    """Return both sets as one of which each has the part that its number of endpoints makes.
+
+    The weights that are told make a whole without those that have not come back yet: taken as they
+    are, the first to return would get the calls of all.
+    """
+    parts = [
+        {at: each.weight for at, each in endpoints.items() if each.weight > 0}
+        for endpoints in (kept, told)
+    ]
+    count = sum(len(part) for part in parts)
+    weights = {
+        at: weight / sum(part.values()) * len(part) / count
+        for part in parts
+        for at, weight in part.items()
+    }
+    both = {**kept, **told}
+    return {at: replace(each, weight=weights.get(at, 0.0)) for at, each in both.items()}

@@ -47,9 +47,10 @@ async def serving(
         yield service
     finally:
         line.leaving.set()
-        await asyncio.wait({running}, timeout=_LEAVE_SECONDS)
-        running.cancel()
-        await asyncio.wait({running})
+        try:
+            await asyncio.wait({running}, timeout=_LEAVE_SECONDS)
+        finally:
+            await _end(running)
 
 
 class _Line:
@@ -197,8 +198,7 @@ class AsyncRouter:
 
     async def close(self) -> None:
         """Follow them no longer."""
-        self._following.cancel()
-        await asyncio.wait({self._following})
+        await _end(self._following)
 
     @property
     def endpoints(self) -> tuple[Endpoint, ...]:
@@ -273,3 +273,11 @@ class AsyncRouter:
                 self._heard.set()
                 return
             await asyncio.sleep(pause_seconds(failures, self._rng))
+
+
+async def _end(task: "asyncio.Task[None]") -> None:
+    """Cancel the task; raises what it failed with before."""
+    task.cancel()
+    await asyncio.wait({task})
+    if not task.cancelled():
+        task.result()

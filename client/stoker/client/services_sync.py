@@ -41,6 +41,8 @@ def serving(
         yield service
     finally:
         line.leave()
+        thread.join(_LEAVE_SECONDS)
+        line.cut_off()
         thread.join()
 
 
@@ -76,9 +78,11 @@ class _Line:
         with self._lock:
             self._leaving.set()
             self._quiet.set()
-            rpc = self._rpc
-        if rpc is not None:
-            threading.Timer(_LEAVE_SECONDS, rpc.cancel).start()
+
+    def cut_off(self) -> None:
+        """Have `run` return at once."""
+        if self._rpc is not None:
+            self._rpc.cancel()
 
     def run(self) -> None:
         """Serve until told to leave, or until it is refused for good."""

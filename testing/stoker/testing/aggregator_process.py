@@ -6,7 +6,7 @@ streams.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any, assert_never
 
@@ -17,6 +17,7 @@ from stoker.aggregator.cordoning import CordonPolicy
 from stoker.aggregator.fleet import Fleet
 from stoker.aggregator.ledger import Ledger
 from stoker.aggregator.meters import Meters
+from stoker.aggregator.moves import MovePlan
 from stoker.aggregator.sessions import AgentLink
 from stoker.core.errors import StoreError
 from stoker.testing.aggregator_store import Group, LedgerFile, SimulatedStore
@@ -26,7 +27,7 @@ from stoker.testing.disk import Disk
 from stoker.testing.machine import EPOCH
 from stoker.testing.network import End
 from stoker.testing.process import Killed, Process, Surroundings
-from stoker.testing.served_call import Method, ServedCall, current
+from stoker.testing.served_call import METHODS, Method, ServedCall, current
 from stoker.testing.virtual_loop import VirtualLoop
 from stoker.testing.witness import Witness
 from stoker.v1 import agent_pb2, fleet_pb2
@@ -73,8 +74,11 @@ class AggregatorProcess(Process):
         control.rng = self.around.rng
         service = FleetService(self.ledger, control, meters, self.clock, VERSION, CORDONS)
         self._open(loop, CONNECT, link.connect)
-        for name in ("Allocate", "KeepAlive", "Release", "Cordon", "Uncordon"):
-            self._open(loop, name, service.methods()[name])
+        service.rebalancing.aside = _at_once
+        service.rebalancing.new_id = control.new_offer_id
+        for name in METHODS:
+            if name != CONNECT:
+                self._open(loop, name, service.methods()[name])
         loop.spawn(control.run(), "control")
         loop.spawn(link.run(), "acknowledgements")
         loop.spawn(self._keep_snapshots(), "snapshots")
@@ -181,6 +185,10 @@ class SeededControl(Control):
     def _new_id(self) -> str:
         return f"a-{self.rng.randrange(1 << 32):08x}"
 
+    def new_offer_id(self) -> str:
+        """Return the id of an offer to move."""
+        return f"o-{self.rng.randrange(1 << 32):08x}"
+
 
 class AggregatorClock:
     """The aggregator's clock; its wall clock may be wrong."""
@@ -213,6 +221,11 @@ class WitnessedLedger(Ledger):
         for event in events:
             super().note(event)
             self._process.noted(event)
+
+
+async def _at_once(work: Callable[[], MovePlan]) -> MovePlan:
+    """Plan in the loop: there are no threads here."""
+    return work()
 
 
 def described(event: e.DurableEvent) -> str:

@@ -12,6 +12,7 @@ from stoker.testing.calls import Failed, Said, call, packet
 from stoker.testing.machine import EPOCH, GIB, Machine
 from stoker.testing.network import End
 from stoker.testing.process import Process, Surroundings
+from stoker.testing.rebalancer import AGREES, ARRIVES, ASKS_TWICE, CARRY_SECONDS, Rebalancer
 from stoker.testing.witness import Witness
 from stoker.v1 import fleet_pb2, types_pb2
 
@@ -35,6 +36,7 @@ class Town(Surroundings, Protocol):
 
     machines: dict[str, Machine]
     is_calm: bool
+    rebalancer: Rebalancer
 
 
 @dataclass(slots=True, eq=False)
@@ -59,6 +61,8 @@ class Lease:
     is_over: bool = False
     pids: list[tuple[str, int]] = field(default_factory=list[tuple[str, int]])  # node, PID
     line: End | None = None  # for keep-alives
+    is_last: bool = False  # it is kept to the end of the run
+    answered: str = ""  # the offer to move that was answered last
 
     @property
     def devices(self) -> tuple[Device, ...]:
@@ -75,11 +79,12 @@ class ClientProcess(Process):
         self.witness = witness
         self.wishes = 0
         self._lease: Lease | None = None
+        self._new: Lease | None = None  # where it moves over to
 
     # --- a life
 
     def begin(self) -> None:
-        self._lease = None
+        self._lease = self._new = None
         self._wish: Wish | None = None
         self._pause()
 
@@ -106,6 +111,7 @@ class ClientProcess(Process):
     def _draw_request(self, wait_seconds: float) -> fleet_pb2.AllocateRequest:
         self.wishes += 1
         request = draw_request(self.name, self.town)
+        request.movable = self.town.rebalancer.draws_movable()
         key = f"{self.name}/{self.wishes}"
         return fleet_pb2.AllocateRequest(
             request=request, idempotency_key=key, wait_seconds=wait_seconds
@@ -181,9 +187,17 @@ class ClientProcess(Process):
     # --- holding
 
     def _take(self, given: types_pb2.Allocation, until: float, is_last: bool) -> None:
-        if until <= self.now:
+        lease = self._hold(given, until, is_last)
+        if lease is None:
             self._pause()  # the answer came too late to be of use
             return
+        self._lease = lease
+        self._use(lease)
+
+    def _hold(self, given: types_pb2.Allocation, until: float, is_last: bool) -> Lease | None:
+        """Believe in what was granted, and keep it alive."""
+        if until <= self.now:
+            return None
         here = types_pb2.Placement(node=given.node, devices=given.devices)
         parts = {
             part.node: tuple(
@@ -194,14 +208,16 @@ class ClientProcess(Process):
         }
         is_kept_late = self.around.rng.random() < 0.2 and not is_last
         ttl_seconds = given.request.ttl_seconds
-        lease = Lease(given.id, parts, ttl_seconds, until, is_kept_late)
-        self._lease = lease
+        lease = Lease(given.id, parts, ttl_seconds, until, is_kept_late, is_last=is_last)
         self.tell(f"has {lease.id} on {' and '.join(parts)} until {until:.3f}")
         self.witness.believes(self.name, lease.id, lease.devices, until)
+        return lease
+
+    def _use(self, lease: Lease) -> None:
         self.after(self.around.rng.uniform(0.0, 1.0), partial(self._work, lease))
         self._keep_alive_later(lease)
-        self.after(until - self.now, partial(self._doubt, lease))
-        if not is_last:
+        self.after(lease.until - self.now, partial(self._doubt, lease))
+        if not lease.is_last:
             seconds = SHORT_HOLD_SECONDS if self.around.rng.random() < 0.2 else HOLD_SECONDS
             self.after(self.around.rng.uniform(*seconds), partial(self._finish, lease))
 
@@ -245,6 +261,8 @@ class ClientProcess(Process):
         elif said.message.state == types_pb2.ALLOCATION_STATE_GRANTED:
             lease.until = max(lease.until, said.message.expires_at - EPOCH - said.wall_offset)
             self.witness.believes(self.name, lease.id, lease.devices, lease.until)
+            if said.message.HasField("move"):
+                self._answer(lease, said.message.move)
         else:
             self.tell(f"is told that {lease.id} is over: {said.message.ended_reason}")
             self._let_go(lease, lingering=0.2)
@@ -290,12 +308,72 @@ class ClientProcess(Process):
 
     def _let_go(self, lease: Lease, lingering: float) -> None:
         lease.is_over = True
-        self._lease = None
         self.witness.believes_no_more(lease.id)
         if lease.line is not None:
             lease.line.close()
         self._end_processes(lease, lingering)
-        self._pause()
+        if lease is self._new:
+            self._new = None  # it stays where it was
+        elif lease is self._lease:
+            self._lease = None
+            if self._new is not None:
+                self._give_back(self._new)
+            self._pause()
+
+    def _give_back(self, lease: Lease) -> None:
+        self._let_go(lease, lingering=0.15)
+        self._release(lease.id, 1)
+
+    # --- moving, when the fleet asks
+
+    def _answer(self, lease: Lease, offer: fleet_pb2.MoveOffer) -> None:
+        if lease is not self._lease or self._new is not None or lease.answered == offer.id:
+            return
+        lease.answered = offer.id
+        rng = self.town.rebalancer.rng
+        accept = rng.random() < AGREES
+        self.tell(f"{'agrees' if accept else 'declines'} to move {lease.id}: {offer.reason}")
+        message = fleet_pb2.AnswerMoveRequest(offer_id=offer.id, accept=accept)
+        network, kind = self.around.network, fleet_pb2.AnswerMoveResponse
+        heard = self.guarded(partial(self._may_move, lease))
+        call(network, self.name, "AnswerMove", message, kind, heard)
+        if rng.random() < ASKS_TWICE:
+            call(network, self.name, "AnswerMove", message, kind, _ignore)
+
+    def _may_move(self, old: Lease, said: Said[fleet_pb2.AnswerMoveResponse] | Failed) -> None:
+        if isinstance(said, Failed) or not said.message.HasField("allocation"):
+            return
+        given = said.message.allocation
+        if given.state != types_pb2.ALLOCATION_STATE_GRANTED:
+            return
+        if old is not self._lease or self._new is not None:
+            self._release(given.id, 1)  # what was to move is over
+            return
+        new = self._hold(given, given.expires_at - EPOCH - said.wall_offset, old.is_last)
+        if new is None:
+            return
+        self._new = new
+        self._keep_alive_later(new)
+        self.after(new.until - self.now, partial(self._doubt, new))
+        seconds = self.town.rebalancer.rng.uniform(*CARRY_SECONDS)
+        self.after(seconds, partial(self._moved, old, new))
+
+    def _moved(self, old: Lease, new: Lease) -> None:
+        """The work has been carried over, or it failed; what is left behind is given back."""
+        if new is not self._new or old is not self._lease:
+            return
+        if self.town.rebalancer.rng.random() < ARRIVES:
+            self.tell(f"has moved from {old.id} to {new.id}")
+            self.witness.counts["moved"] += 1
+            self._lease, self._new = new, None
+            self._give_back(old)
+            self.after(0.0, partial(self._work, new))
+            if not new.is_last:
+                seconds = self.around.rng.uniform(*HOLD_SECONDS)
+                self.after(seconds, partial(self._finish, new))
+        else:
+            self.tell(f"does not move from {old.id} to {new.id} after all")
+            self._give_back(new)
 
     def _end_processes(self, lease: Lease, lingering: float) -> None:
         rng = self.around.rng

@@ -29,6 +29,8 @@ METHODS: dict[str, tuple[type[Message], bool]] = {
     "Release": (fleet_pb2.ReleaseRequest, False),
     "Cordon": (fleet_pb2.CordonRequest, False),
     "Uncordon": (fleet_pb2.UncordonRequest, False),
+    "Rebalance": (fleet_pb2.RebalanceRequest, False),
+    "AnswerMove": (fleet_pb2.AnswerMoveRequest, False),
 }
 
 Method = Callable[..., Awaitable[Message | None]]
@@ -122,7 +124,7 @@ class ServedCall:
 
     def _send(self, message: Message) -> None:
         match message:
-            case fleet_pb2.AllocateResponse():
+            case fleet_pb2.AllocateResponse() | fleet_pb2.AnswerMoveResponse():
                 given = message.allocation
                 if given.state == types_pb2.ALLOCATION_STATE_GRANTED:
                     self._process.promise(given.id, given.expires_at)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from stoker.aggregator import events as e
 from stoker.aggregator.fleet import Fleet
 from stoker.aggregator.model import Allocation, Device
+from stoker.aggregator.offers import KEY_PREFIX
 from stoker.aggregator.sessions import OFFSET_WINDOW_SECONDS
 from stoker.testing import moments
 from stoker.testing.aggregator_store import LedgerFile
@@ -194,6 +195,9 @@ class Witness:
                 moments.a_gang_is_whole(event)
                 for part in moments.parts(event):
                     self._look_at(decided, part, vacated_at, now)
+                    # For which of those that wait a move makes room, only the aggregator knows.
+                    if not event.idempotency_key.startswith(KEY_PREFIX):
+                        moments.nobody_overtakes_the_queue(decided, part)
             elif isinstance(event, e.AllocationEnded):
                 vacated_at.update(self._vacated(event))
             decided.take(event, number)
@@ -214,7 +218,6 @@ class Witness:
         now: float,
     ) -> None:
         moments.grants_fit_the_last_report(decided, grant)
-        moments.nobody_overtakes_the_queue(decided, grant)
         status = decided.fleet.status(grant.node)
         table = status.processes
         assert table is not None  # checked just now

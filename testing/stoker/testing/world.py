@@ -24,6 +24,7 @@ from stoker.testing.invariants import Invariants
 from stoker.testing.machine import Machine, build_machine
 from stoker.testing.network import Network
 from stoker.testing.process import Process
+from stoker.testing.rebalancer import Rebalancer
 from stoker.testing.scheduler import Scheduler
 from stoker.testing.story import Story
 from stoker.testing.witness import Witness
@@ -108,6 +109,7 @@ class World:
         self.clients = [
             ClientProcess(f"client-{n}", self, self.witness) for n in range(1, scenario.clients + 1)
         ]
+        self.rebalancer = Rebalancer(self, Random(f"{scenario.seed} moves"))
         self.is_calm = False
         self._invariants = Invariants()
         self._error: BaseException | None = None  # the first that was reported
@@ -142,6 +144,7 @@ class World:
         self.scheduler.after(LOOK_SECONDS, self._look_at_nodes)
         adversary = Adversary(self, self.faults)
         adversary.begin()
+        self.rebalancer.begin()
         self.scheduler.run_until(seconds, self._after_each)
         self.is_calm = True
         self.story.tell("world", "calm")

@@ -132,7 +132,8 @@ def test_summary_counts_what_hinders_and_names_the_nearest_miss() -> None:
     scene = three_nodes()
     scene.record(e.NodeCordoned(scene.now, "n1", "Xid 79"))
     assert summary(scene, whole(4)) == (
-        "no node for 4 x GPU: 3 nodes: 2 not enough free GPUs (best: n2 has 3), 1 cordoned (Xid 79)"
+        "no node for 4 x GPU: 3 nodes: 2 no 4 free GPUs on one node (best: n2 has 3), "
+        "1 cordoned: Xid 79"
     )
 
 
@@ -141,7 +142,7 @@ def test_summary_names_the_nearest_miss_in_memory() -> None:
     scene.grant(share(70, node="n1"))
     scene.grant(share(75, node="n2"))
     assert summary(scene, share(40)) == (
-        "no node for 40 GiB of one GPU: 3 nodes: 3 not enough free GPU memory (best: n1 has 30 GiB)"
+        "no node for 40 GiB of one GPU: 3 nodes: 3 no 40 GiB free on one GPU (best: n1 has 30 GiB)"
     )
 
 

@@ -8,8 +8,10 @@ import pytest
 from tests.unit.aggregator.builders import GIB, Scene, make_facts, make_gpus, share, whole
 from tests.unit.aggregator.moving import end, hold, mover, plan, sharer, warm, where, wish_before
 
+from stoker.aggregator.events import NodeCordoned
 from stoker.aggregator.model import (
     Allocation,
+    AllocationState,
     MigDevice,
     NodeFacts,
     Plan,
@@ -19,7 +21,7 @@ from stoker.aggregator.model import (
 )
 from stoker.aggregator.moves import Move, MovePolicy
 from stoker.aggregator.rebalancing import confirmed
-from stoker.aggregator.wishes import Cordon
+from stoker.aggregator.wishes import Cordon, MoveOver, Refused, Settled, Unknown
 
 # --- room for what waits
 
@@ -140,6 +142,18 @@ def test_what_is_behind_gets_nothing_that_is_kept() -> None:
     hold(scene, mover(), "n2", 1)
     scene.wait(whole(4))  # cannot be helped, and keeps both nodes
     scene.wait(whole(3))
+    assert plan(scene).moves == ()
+
+
+def test_nothing_moves_to_a_node_that_is_kept_for_another() -> None:
+    scene = Scene(make_facts("n1", 4), make_facts("n2", 4), make_facts("n3", 1))
+    hold(scene, mover(), "n1", 0)
+    hold(scene, whole(2), "n2", 0, 1)
+    hold(scene, share(1), "n3", 0)
+    scene.wait(whole(4, node="n2"))  # nothing helps it, and n2 is kept for it
+    scene.wait(whole(4, node="n1"))
+    assert plan(scene).moves == ()
+    wish_before(scene, whole(4), times=50)  # nor does anything go there to mend fragments
     assert plan(scene).moves == ()
 
 
@@ -369,9 +383,9 @@ def test_a_plan_says_by_which_requests_it_was_measured() -> None:
 # --- what the holder agreed to, when it did
 
 
-def agreed(scene: Scene, move: Move) -> Plan | str:
+def agreed(scene: Scene, move: Move, kept: tuple[str, ...] = ()) -> Plan | str:
     found = plan(scene)
-    return confirmed(move, scene.view(), found.kinds, scene.fleet.tenants)
+    return confirmed(move, scene.view(), found.kinds, scene.fleet.tenants, kept)
 
 
 def one_move() -> tuple[Scene, Move]:
@@ -418,3 +432,50 @@ def test_a_move_is_off_when_its_node_is_cordoned() -> None:
     scene, move = one_move()
     scene.decide(*(Cordon(node, "for a test") for node in ("n2", "n3")))
     assert "no other is worth a move" in str(agreed(scene, move))
+
+
+def test_a_move_is_off_when_its_place_is_kept_by_now() -> None:
+    scene, move = one_move()
+    (to,) = move.to_placements
+    found = agreed(scene, move, kept=(to.node,))
+    assert isinstance(found, Plan)
+    assert found.node not in (to.node, "n1")
+    assert "no other is worth a move" in str(agreed(scene, move, kept=("n2", "n3")))
+
+
+# --- as a wish
+
+
+def test_a_move_is_granted_once_as_an_allocation_of_its_own() -> None:
+    scene, move = one_move()
+    wish = MoveOver(move, plan(scene).kinds, "move/1")
+    (reply,) = scene.decide(wish)
+    assert isinstance(reply, Settled)
+    new = scene.fleet.allocations[reply.id]
+    old = scene.fleet.allocations[move.allocation_id]
+    assert (new.request, new.placements) == (old.request, move.to_placements)
+    assert (new.state, old.state) == (AllocationState.GRANTED, AllocationState.GRANTED)
+    assert scene.decide(wish, wish) == [reply, reply]
+    scene.release(old.id)
+    assert scene.decide(wish) == [reply]  # also when its answer comes this late
+
+
+def test_a_move_that_came_to_nothing_is_refused() -> None:
+    scene, move = one_move()
+    wish = MoveOver(move, plan(scene).kinds, "move/1")
+    before = len(scene.log)
+    (unknown,) = scene.decide(replace(wish, move=replace(move, allocation_id="b")))
+    assert unknown == Unknown("allocation b")
+    scene.decide(*(Cordon(node, "for a test") for node in ("n2", "n3")))
+    (refused,) = scene.decide(wish)
+    assert isinstance(refused, Refused)
+    assert "no other is worth a move" in refused.refusals.summary
+    assert all(isinstance(event, NodeCordoned) for event in scene.log[before:])
+
+
+def test_those_that_wait_ahead_of_the_one_for_whom_room_is_made_keep_their_nodes() -> None:
+    scene, move = one_move()
+    wish = MoveOver(move, plan(scene).kinds, "move/1")
+    scene.wait(whole(4, priority=5))  # came after the offer, and goes first
+    (refused,) = scene.decide(wish)
+    assert isinstance(refused, Refused)

@@ -207,6 +207,17 @@ def test_until_a_new_aggregator_has_settled_the_endpoints_of_before_stay() -> No
     assert addresses(made) == {"b"}
 
 
+def test_first_to_come_back_does_not_get_the_calls_of_all() -> None:
+    """The weights of a set make a whole, and it is the whole of one at first."""
+    names = "abcdefghij"
+    made = picker(dict.fromkeys(names, 0.1))
+    made.update(told({"a": 1.0}, epoch="e2", settled=False))
+    assert {e.address: e.weight for e in made.endpoints} == pytest.approx(dict.fromkeys(names, 0.1))
+    made.update(told({"a": 0.75, "b": 0.25, "k": 0.0}, epoch="e2", settled=False))
+    weights = {e.address: e.weight for e in made.endpoints}
+    assert weights == pytest.approx({**dict.fromkeys(names, 0.1), "a": 0.15, "b": 0.05, "k": 0.0})
+
+
 def test_endpoint_that_left_under_the_same_aggregator_is_gone_at_once() -> None:
     made = Picker("tok", random.Random(1))
     made.update(told({"a": 0.5, "b": 0.5}, settled=False))

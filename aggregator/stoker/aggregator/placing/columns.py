@@ -312,7 +312,7 @@ class Columns:
         end = self.log_end - self.log_start
         if end >= len(self.log):
             room = max(_LOG_MIN, _LOG_FACTOR * self.rows.shape[0])
-            kept = room // 2
+            kept = min(end, room // 2)
             self.log_start += end - kept
             log = np.zeros(room, np.int64)
             log[:kept] = self.log[end - kept : end]

@@ -286,7 +286,7 @@ def refresh(
         # one goes where the score leaves it open, also with the published policies; but the first
         # of equal ones where those score devices.
         is_share = take == TAKE_SHARE
-        best_key, best_left = -1, IDLE + 1
+        best_key, best_left, left_before = -1, IDLE + 1, -1
         for slot in range(count_slots if is_share else 1):
             left, after, free_after = 0, 0, free - gpus
             if is_share:
@@ -298,6 +298,9 @@ def refresh(
                 ):
                     continue
                 left = slots[row, slot, SLOT_LEFT]
+                if left == left_before:
+                    continue  # as good as that before it
+                left_before = left
                 after = max(0, left - milli)
                 free_after = free - 1 if left == IDLE else free
             if mode == LOSS and card >= 0:

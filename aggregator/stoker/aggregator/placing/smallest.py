@@ -193,19 +193,16 @@ def _if_done(change: Change, s: Situation, fleet: WhatIf) -> Proposal | None:
     names = fleet.touched(change.supposed, view)
     if _frees_a_label(change, s):
         names = [*names, *(node.name for node in s.nodes_refused_by({"anti_affinity"}))]
-    gained = [
-        name
-        for name in dict.fromkeys(names)
-        if (name not in s.view.nodes or name in s.refused) and fits(request, view.nodes[name], view)
-    ]
-    if not gained or len(gained) + len(s.able) < request.nodes:
+    # Of a gang also a node that could host a part before: it may now do so on another model.
+    gained = [name for name in dict.fromkeys(names) if fits(request, view.nodes[name], view)]
+    if not gained or len({*gained, *s.able}) < request.nodes:
         return None
     blocked = s.blocked
     if s.ahead and not isinstance(change.supposed, Release):
         blocked = _kept_then(s, view, gained)
     if all(name in blocked for name in gained):
         return None
-    candidates = [*(s.able if request.nodes > 1 else ()), *gained]
+    candidates = dict.fromkeys([*(s.able if request.nodes > 1 else ()), *gained])
     scope = view if anti_affinity_label(request) is not None else _only(view, candidates)
     plan = find_place(request, scope, blocked)
     return None if plan is None else Proposal(change, plan)
@@ -252,7 +249,7 @@ def _first_release(s: Situation, fleet: WhatIf) -> Proposal | None:
         else:
             weights = done.releasable(s, fleet, node)
             sets = done.release_sets(s, node, weights)
-            queues[name] = (each for each in sets if _may_help(s, node, each.ids))
+            queues[name] = iter([each for each in sets if _may_help(s, node, each.ids)])
         following = next(queues[name], None)
         if following is not None:
             heapq.heappush(heap, (following.weight, name, following.ids))

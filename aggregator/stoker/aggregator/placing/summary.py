@@ -5,7 +5,7 @@ what a person asks next: what those nodes have instead, or which comes nearest a
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from stoker.aggregator.model import Refusal, Request
@@ -33,7 +33,7 @@ def summarise(
     if request.nodes > 1:
         return _of_gang(request, refusals, view, able)
     if able:
-        return f"{_count(able, 'node')} of {len(view.nodes):,} can host {wanted} now"
+        return f"{len(able):,} of {_count(view.nodes, 'node')} can host {wanted} now"
     return f"no node for {wanted}: {_of_nodes(request, refusals, view)}"
 
 
@@ -73,7 +73,7 @@ def _missing(name: str, view: FleetView) -> str:
     if name == "pool":
         pools = sorted({node.node.facts.pool for node in view.nodes.values()} - {""})
         return f"has no node; there {'is' if len(pools) == 1 else 'are'} {_names(pools, 'no pool')}"
-    return f"is not in the fleet, which has {_count(len(view.nodes), 'node')}"
+    return f"is not in the fleet, which has {_count(view.nodes, 'node')}"
 
 
 def _of_gang(
@@ -81,7 +81,7 @@ def _of_gang(
 ) -> str:
     together = most_together(request, view, able)
     wanted = request.described()
-    parts = f"{len(able):,} of {_count(len(view.nodes), 'node')} can host one of the parts"
+    parts = f"{len(able):,} of {_count(view.nodes, 'node')} can host one of the parts"
     limits: list[str] = []
     if together.count < len(able):
         if together.value:
@@ -246,6 +246,6 @@ def _names(names: Sequence[str], none: str) -> str:
     return name_some(list(names)) if names else none
 
 
-def _count(of: int | Sequence[str], what: str) -> str:
+def _count(of: int | Collection[str], what: str) -> str:
     count = of if isinstance(of, int) else len(of)
     return f"{count:,} {what}{'' if count == 1 else 's'}"

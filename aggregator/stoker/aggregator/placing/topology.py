@@ -17,10 +17,11 @@ Where all links among the free GPUs are alike, as behind NVSwitches or without N
 nodes are left to weigh, and that needs no search. Otherwise all sets are looked at, less what
 cannot win any more, and the answer is remembered: fleets have many nodes of few kinds. On nodes
 with more than SEARCHED_MAX GPUs that are linked directly and unevenly (no such board is known) a
-set is grown from each GPU instead, and may be less than the best.
+set is grown from each GPU instead, and may be less than the best; but if any lies as the request
+asks, so does the one that is taken.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
@@ -59,14 +60,6 @@ def satisfies(gpus: Sequence[Gpu], topology: GpuTopology) -> bool:
             return gpus[0].numa_node is not None and len({gpu.numa_node for gpu in gpus}) == 1
         case GpuTopology.NVLINK:
             return all(links_between(one, other) > 0 for one, other in combinations(gpus, 2))
-
-
-def can_have(gpus: Sequence[Gpu], free: Sequence[int], count: int, topology: GpuTopology) -> bool:
-    """Whether `count` of the free GPUs, by position in the node's list, lie as `topology` says."""
-    if len(free) < count:
-        return False
-    chosen = best_set(gpus, free, count, topology)
-    return satisfies([gpus[place] for place in chosen], topology)
 
 
 def best_set(
@@ -216,9 +209,7 @@ def _search(
     """Return the set with the least key."""
     scale = _Scale(board, free, is_numa_first)
     if len(board.links) > SEARCHED_MAX:
-        starts = free if must is None else (must,)
-        grown = [_grow(board, free, count, start) for start in starts]
-        return min(grown, key=scale.key)
+        return min(_some_sets(board, free, count, must), key=scale.key)
     best: tuple[tuple[int, ...], _Places] | None = None
     twins = _elder_twins(board, free, must)
 
@@ -329,7 +320,40 @@ def _cliques(board: _Board) -> tuple[frozenset[int], ...]:
     return tuple(found)
 
 
-def _grow(board: _Board, free: _Places, count: int, start: int) -> _Places:
+def _some_sets(board: _Board, free: _Places, count: int, must: int | None) -> Iterator[_Places]:
+    """Yield good sets: grown from each GPU, and such as lie on one NUMA node or are all linked."""
+    for start in free if must is None else (must,):
+        yield _grow(board, free, count, start)
+    by_node: dict[int, list[int]] = {}
+    for place in free:
+        by_node.setdefault(board.numa[place], []).append(place)
+    for group in by_node.values():
+        if len(group) >= count and (must is None or must in group):
+            yield _grow(board, group, count, group[0] if must is None else must)
+    clique = _first_clique(board, free, count, must)
+    if clique is not None:
+        yield clique
+
+
+def _first_clique(board: _Board, free: _Places, count: int, must: int | None) -> _Places | None:
+    """Return a set in which all are linked to each other; None: there is none."""
+
+    def extend(chosen: _Places, among: Sequence[int]) -> _Places | None:
+        if len(chosen) == count:
+            return tuple(sorted(chosen))
+        for at in range(len(among) - (count - len(chosen)) + 1):
+            linked = [other for other in among[at + 1 :] if board.links[among[at]][other] > 0]
+            found = extend((*chosen, among[at]), linked)
+            if found is not None:
+                return found
+        return None
+
+    if must is None:
+        return extend((), free)
+    return extend((must,), [place for place in free if board.links[must][place] > 0])
+
+
+def _grow(board: _Board, free: Sequence[int], count: int, start: int) -> _Places:
     """Return a set with `start` in it to which always the best linked GPU was added."""
     chosen = [start]
     while len(chosen) < count:

@@ -138,14 +138,15 @@ def made(kind: Request, particular: list[dict[str, Any]]) -> Request:
     return kind
 
 
+def anywhere(request: Request) -> Request:
+    return replace(request, node=None, host_boot_id=None, pool=None, node_labels=None)
+
+
 REQUESTS = st.builds(
     made, st.sampled_from(KINDS), st.lists(st.sampled_from(PARTICULAR), max_size=2)
 )
 # Those that usually find a place.
-TENANTS = st.builds(
-    lambda request: replace(request, node=None, host_boot_id=None, pool=None, node_labels=None),
-    REQUESTS,
-)
+TENANTS = REQUESTS.map(anywhere)
 
 
 @st.composite

@@ -2,10 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.unit.aggregator.builders import A100, GIB, H100, START, make_gpus, share, whole
 from tests.unit.aggregator.placing.boards import fleet_of, granted, partitioned, view_of
@@ -121,9 +120,9 @@ def where(plan: Plan | None) -> str | None:
     return None if plan is None else plan.devices[0].uuid
 
 
-def find(request: Request, view: FleetView, **settings: Any) -> Plan | None:
+def find(request: Request, view: FleetView) -> Plan | None:
     names = [name for name, node in view.nodes.items() if refuse(request, node, view) is None]
-    return Balancer(**settings).find(request, view, names)
+    return Balancer().find(request, view, names)
 
 
 EIGHT_GIB = share(8)
@@ -255,6 +254,7 @@ def wishes(draw: st.DrawFn) -> Request:
     return whole(1, memory_bytes=draw(st.integers(1, 60)) * GIB, compute_milli=milli)
 
 
+@settings(max_examples=40)
 @given(worlds, worlds, wishes())
 def test_a_balancer_that_is_kept_decides_as_a_new_one(
     before: dict[str, list[Card]], after: dict[str, list[Card]], request: Request

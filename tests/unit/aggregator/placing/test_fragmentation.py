@@ -1,6 +1,7 @@
 """The closed form of FGD's fragmentation is its definition."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -20,20 +21,14 @@ def make_task(
     return Task(cpu, 0, gpus, is_share, tuple(milli), fits, weight)
 
 
-TASKS = st.one_of(
-    st.builds(
-        lambda cpu, milli, weight: make_task(cpu, 1, milli, weight),
-        st.sampled_from((0, 1000, 4000, 8000)),
-        st.tuples(st.integers(0, 1000), st.integers(0, 1000)),
-        st.floats(0.1, 9.0),
-    ),
-    st.builds(
-        lambda cpu, gpus, weight: make_task(cpu, gpus, (1000, 1000), weight),
-        st.sampled_from((0, 2000, 8000)),
-        st.sampled_from((0, 2, 3)),
-        st.floats(0.1, 9.0),
-    ),
-)
+@st.composite
+def tasks_of_mix(draw: Callable[[st.SearchStrategy[Any]], Any]) -> Task:
+    cpu = draw(st.sampled_from((0, 1000, 4000, 8000)))
+    weight = draw(st.floats(0.1, 9.0))
+    gpus = draw(st.sampled_from((0, 1, 1, 1, 2, 3)))
+    if gpus != 1:
+        return make_task(cpu, gpus, weight=weight)
+    return make_task(cpu, 1, (draw(st.integers(0, 1000)), draw(st.integers(0, 1000))), weight)
 
 
 def fragmented(task: Task, card: int, cpu: int, left: Sequence[int]) -> float:
@@ -49,7 +44,7 @@ def fragmented(task: Task, card: int, cpu: int, left: Sequence[int]) -> float:
 
 @settings(max_examples=200, deadline=None)
 @given(
-    st.lists(TASKS, min_size=1, max_size=6),
+    st.lists(tasks_of_mix(), min_size=1, max_size=6),
     st.integers(0, CARDS - 1),
     st.integers(0, 10_000),
     st.lists(st.integers(0, 999) | st.just(1000), min_size=1, max_size=4),

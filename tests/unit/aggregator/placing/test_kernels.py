@@ -37,7 +37,7 @@ def placer(policy: str, loops: Kernels) -> Placer:
     return Placer(Policies.named(policy), mix, is_learning=False, draw=lambda _: 0, kernels=loops)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(cases(), st.lists(REQUESTS, min_size=1, max_size=4), st.sampled_from(sorted(POLICIES)))
 def test_compiled_and_interpreted_decide_alike(
     kernels: Kernels, case: Case, requests: list[Request], policy: str

@@ -23,7 +23,7 @@ from stoker.aggregator.placing.shapes import shape_of
 from stoker.aggregator.views import FleetView
 from stoker.aggregator.wishes import Release
 
-LAW = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+LAW = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 
 

@@ -10,7 +10,7 @@ from stoker.aggregator.placing.smallest import applied, every, smallest
 from stoker.aggregator.placing.why import situation
 from stoker.aggregator.queueing import kept_for
 
-LAW = settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+LAW = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def situation_of(case: Case) -> Situation | None:

@@ -220,14 +220,32 @@ def test_a_set_that_lies_as_asked_is_found_if_there_is_one(choice: Choice) -> No
     assert satisfies([choice.gpus[place] for place in chosen], choice.topology) is exists
 
 
-@settings(max_examples=10)
-@given(st.sets(st.integers(0, 19), min_size=6), st.integers(1, 5))
-def test_boards_too_large_for_a_search_still_give_linked_gpus(free: set[int], count: int) -> None:
-    """Of four cliques of five GPUs, one that has enough left."""
-    links = [[int(i // 5 == j // 5 and i != j) for j in range(20)] for i in range(20)]
-    gpus = wired(links)
-    most = max(len([place for place in free if place // 5 == clique]) for clique in range(4))
-    chosen = best_set(gpus, sorted(free), count, GpuTopology.NVLINK)
-    assert len(set(chosen)) == count
-    assert set(chosen) <= free
-    assert satisfies([gpus[place] for place in chosen], GpuTopology.NVLINK) is (most >= count)
+@st.composite
+def large_choices(draw: st.DrawFn) -> Choice:
+    """On more GPUs than are searched through: few links, several NUMA nodes."""
+    size = 18
+    links = [[0] * size for _ in range(size)]
+    for i, j in draw(st.sets(st.tuples(st.integers(0, 17), st.integers(0, 17)), max_size=30)):
+        if i != j:
+            links[i][j] = links[j][i] = 1 + (i + j) % 2
+    numa = draw(st.lists(st.sampled_from((0, 1, 2, 3, None)), min_size=size, max_size=size))
+    free = tuple(sorted(draw(st.sets(st.integers(0, size - 1), min_size=4))))
+    count, topology = draw(st.integers(1, 4)), draw(st.sampled_from(GpuTopology))
+    must = draw(st.none() | st.sampled_from(free))
+    return Choice(wired(links, numa), free, count, topology, must)
+
+
+@settings(max_examples=50)
+@given(large_choices())
+def test_boards_too_large_for_a_search_still_give_gpus_that_lie_as_asked(choice: Choice) -> None:
+    chosen = best_set(choice.gpus, choice.free, choice.count, choice.topology, choice.must)
+    assert len(set(chosen)) == choice.count
+    assert set(chosen) <= set(choice.free)
+    assert list(chosen) == sorted(chosen)
+    assert choice.must is None or choice.must in chosen
+    exists = any(
+        satisfies([choice.gpus[place] for place in other], choice.topology)
+        for other in combinations(choice.free, choice.count)
+        if choice.must is None or choice.must in other
+    )
+    assert satisfies([choice.gpus[place] for place in chosen], choice.topology) is exists
