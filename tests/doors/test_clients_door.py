@@ -14,7 +14,7 @@ from tests.support.raw import FLEET, PLACEHOLDER, refusal_of, send, watch
 from tests.support.raw import with_bytes_that_are_not_utf8 as not_utf8
 
 from stoker.client import AsyncFleet
-from stoker.v1 import fleet_pb2, types_pb2
+from stoker.v1 import fleet_pb2, placing_pb2, types_pb2
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -109,9 +109,9 @@ ROWS = {
         method="Release",
     ),
     "explained, and unknown": unknown(
-        "Explain", fleet_pb2.ExplainRequest(allocation_id="nobody"), "nobody"
+        "Explain", placing_pb2.ExplainRequest(allocation_id="nobody"), "nobody"
     ),
-    "nothing to explain": Row(fleet_pb2.ExplainRequest(), ["subject"], method="Explain"),
+    "nothing to explain": Row(placing_pb2.ExplainRequest(), ["subject"], method="Explain"),
     "cordoned, and unknown": unknown(
         "Cordon", fleet_pb2.CordonRequest(node="node-z", reason="broken"), "node-z"
     ),

@@ -18,7 +18,7 @@ from stoker.aggregator.server import Aggregator, OpenStore
 from stoker.aggregator.store import Store
 from stoker.core.addresses import Address
 from stoker.core.sdnotify import Notifier
-from stoker.v1 import agent_pb2, agent_pb2_grpc, fleet_pb2, fleet_pb2_grpc, types_pb2
+from stoker.v1 import agent_pb2, agent_pb2_grpc, fleet_pb2, fleet_pb2_grpc, placing_pb2, types_pb2
 
 GIB = 1 << 30
 H100 = "NVIDIA H100 80GB HBM3"
@@ -100,8 +100,8 @@ class Stage:
         asked = fleet_pb2.ReleaseRequest(allocation_id=id_, wait_seconds=wait)
         return (await self.fleet.Release(asked)).allocation
 
-    async def explain(self, id_: str) -> fleet_pb2.ExplainResponse:
-        return await self.fleet.Explain(fleet_pb2.ExplainRequest(allocation_id=id_))
+    async def explain(self, id_: str) -> placing_pb2.ExplainResponse:
+        return await self.fleet.Explain(placing_pb2.ExplainRequest(allocation_id=id_))
 
     async def nodes(self) -> dict[str, fleet_pb2.Node]:
         answer = await self.fleet.ListNodes(fleet_pb2.ListNodesRequest())

@@ -20,7 +20,7 @@ from tests.integration.aggregator_stage import (
 from tests.support.pages import fetch_metrics, read_page, total
 from tests.support.waiting import until, until_true
 
-from stoker.v1 import fleet_pb2, types_pb2
+from stoker.v1 import fleet_pb2, placing_pb2, types_pb2
 
 WAITING = types_pb2.ALLOCATION_STATE_WAITING
 GRANTED = types_pb2.ALLOCATION_STATE_GRANTED
@@ -282,7 +282,7 @@ async def test_node_that_refuses_ends_the_allocation(stage: Stage) -> None:
 async def test_explain_tells_where_a_request_would_go(stage: Stage) -> None:
     async with stage.agent():
         request = wish(gpus=2).request
-        told = await stage.fleet.Explain(fleet_pb2.ExplainRequest(request=request))
+        told = await stage.fleet.Explain(placing_pb2.ExplainRequest(request=request))
         assert (told.placeable, told.node) == (True, "n1")
         assert "n1" in told.summary
         assert await stage.allocations() == {}
@@ -294,7 +294,7 @@ async def test_explain_tells_what_waits_ahead(stage: Stage) -> None:
     async with stage.agent(gpus=2):
         await stage.allocate()
         ahead = await stage.queue(gpus=2)
-        told = await stage.fleet.Explain(fleet_pb2.ExplainRequest(request=wish().request))
+        told = await stage.fleet.Explain(placing_pb2.ExplainRequest(request=wish().request))
         assert not told.placeable
         assert [each.filter for each in told.refusals.nodes] == ["queue"]
         assert told.refusals.ahead == 1

@@ -9,7 +9,7 @@ import pytest
 from tests.integration.aggregator_stage import Stage, failure_of, serving, wish
 from tests.support.waiting import until, until_true
 
-from stoker.v1 import fleet_pb2, types_pb2
+from stoker.v1 import fleet_pb2, placing_pb2, types_pb2
 
 GPU = "GPU-n1-3"
 XID = types_pb2.GpuHealth(
@@ -216,7 +216,7 @@ async def _is_assigned(stage: Stage) -> bool:
 
 async def _is_free(stage: Stage) -> bool:
     request = types_pb2.Request(gpus=8, holder="ann", ttl_seconds=60.0)
-    asked = fleet_pb2.ExplainRequest(request=request)
+    asked = placing_pb2.ExplainRequest(request=request)
     return (await stage.fleet.Explain(asked)).placeable
 
 

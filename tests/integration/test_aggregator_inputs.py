@@ -12,7 +12,7 @@ from grpc import aio
 from tests.integration.aggregator_stage import Failure, Stage, TinyAgent, failure_of, serving, wish
 from tests.support.pages import fetch_metrics, read_page
 
-from stoker.v1 import agent_pb2, agent_pb2_grpc, fleet_pb2
+from stoker.v1 import agent_pb2, agent_pb2_grpc, fleet_pb2, placing_pb2
 
 NAN, INF = float("nan"), float("inf")
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
@@ -95,10 +95,10 @@ BAD: Mapping[str, Bad] = {
         "wait_seconds", "61", fleet_pb2.ReleaseRequest(allocation_id="a", wait_seconds=61.0)
     ),
     "nothing to explain": other(
-        "subject", "allocation_id or a request", fleet_pb2.ExplainRequest()
+        "subject", "allocation_id or a request", placing_pb2.ExplainRequest()
     ),
     "request to explain that cannot be": other(
-        "request.gpus", "found 0", fleet_pb2.ExplainRequest(request=wish(gpus=0).request)
+        "request.gpus", "found 0", placing_pb2.ExplainRequest(request=wish(gpus=0).request)
     ),
     "cordon of nothing": other("node", "empty", fleet_pb2.CordonRequest(reason="x")),
     "cordon without a reason": other("reason", "empty", fleet_pb2.CordonRequest(node="n1")),
@@ -130,7 +130,7 @@ async def test_field_is_named_and_nothing_is_done(name: str, shared: Stage) -> N
     "message",
     [
         fleet_pb2.ReleaseRequest(allocation_id="nobody"),
-        fleet_pb2.ExplainRequest(allocation_id="nobody"),
+        placing_pb2.ExplainRequest(allocation_id="nobody"),
         fleet_pb2.CordonRequest(node="nowhere", reason="x"),
         fleet_pb2.UncordonRequest(node="nowhere"),
     ],
@@ -200,7 +200,7 @@ async def test_refusals_of_a_large_fleet_fit_a_client_with_default_limits(tmp_pa
         assert failure.refusals is not None
         assert failure.refusals.nodes_total == 60
         assert 5 <= len(failure.refusals.nodes) < 60
-        asked = fleet_pb2.ExplainRequest(request=wish(gpus=4).request)
+        asked = placing_pb2.ExplainRequest(request=wish(gpus=4).request)
         assert len((await stage.fleet.Explain(asked)).refusals.nodes) == 60
 
 

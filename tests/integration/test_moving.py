@@ -1,10 +1,11 @@
 """Holders that are asked to move: a real aggregator, both clients, nodes of few words."""
 
 import asyncio
+import json
 import os
 import re
 import threading
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,10 @@ from grpc import aio
 from tests.integration.aggregator_stage import Stage, serving
 from tests.support.waiting import until, until_true
 
-import stoker.client
 from stoker.aggregator.hotspots import SETTLING_SECONDS
 from stoker.aggregator.moves import MovePolicy, RebalanceOptions
 from stoker.aggregator.offers import LEFT_ALONE_SECONDS
+from stoker.cli import __main__ as entry
 from stoker.client import (
     Allocation,
     AllocationState,
@@ -30,6 +31,7 @@ from stoker.client import (
     NotFound,
     Refused,
 )
+from stoker.core.errors import ExitCode
 from stoker.v1 import types_pb2
 
 HOLDERS = ("async", "sync")
@@ -383,6 +385,30 @@ async def test_the_fleet_rebalances_by_itself_when_told_to(tmp_path: Path) -> No
         await until("the holder to be asked", is_asked)
 
 
+async def test_the_command_shows_a_plan_and_applies_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with fragmented(tmp_path) as stage, AsyncFleet(stage.address) as fleet:
+        id_ = await in_need_of_a_move(stage)
+        verb = ["--address", stage.address, "rebalance"]
+        assert await asyncio.to_thread(entry.run, [*verb, "--json", "--moves", "1"]) == ExitCode.OK
+        proposed = json.loads(capsys.readouterr().out)
+        (move,) = proposed["moves"]
+        assert (move["allocation_id"], move["kind"], move["offer_id"]) == (id_, "defragment", "")
+        assert (move["cost_milli"], len(move["to_placements"])) == (1000, 1)
+        assert (await fleet.keep_alive(id_)).move is None  # nobody was asked
+        assert await asyncio.to_thread(entry.run, [*verb, "--pool", "p", "--apply"]) == ExitCode.OK
+        assert "nothing to move: 0 movable allocations" in capsys.readouterr().out
+        applied = [*verb, "--apply", "--answer", "2m"]
+        assert await asyncio.to_thread(entry.run, applied) == ExitCode.OK
+        shown = capsys.readouterr().out
+        assert proposed["summary"] in " ".join(shown.split())
+        assert "1 holder asked" in shown
+        offer = (await fleet.keep_alive(id_)).move
+        assert offer is not None
+        assert offer.expires_at - stage.clock.now() == pytest.approx(120.0, abs=60.0)
+
+
 async def in_need_of_a_move(stage: Stage) -> str:
     """One GPU of a node is held by somebody who could go; the fleet is asked for whole nodes."""
     fillers = await fill(stage)
@@ -420,10 +446,12 @@ async def test_the_page_shows_a_holder_that_moves(
         assert may_end.wait(30.0)
         ids.append(lease.id)
 
-    names = {
-        "stoker": stoker,
+    def start_elsewhere(env: Mapping[str, str]) -> None:
+        started.append(env["STOKER_ALLOCATION_ID"])
+
+    names: dict[str, Any] = {
         "is_convenient": lambda: True,
-        "start_elsewhere": lambda env: started.append(env["STOKER_ALLOCATION_ID"]),
+        "start_elsewhere": start_elsewhere,
         "work": work,
     }
     async with fragmented(tmp_path) as stage:

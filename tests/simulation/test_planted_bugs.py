@@ -32,15 +32,8 @@ from stoker.aggregator.cordoning import CordonPolicy
 from stoker.aggregator.decisions import Round
 from stoker.aggregator.events import DurableEvent, FrameArrived, NodeRegistered
 from stoker.aggregator.fleet import Fleet, Snapshot
-from stoker.aggregator.model import (
-    Allocation,
-    Claim,
-    Gpu,
-    GpuSample,
-    NodeFacts,
-    NodeStatus,
-    ProcessTable,
-)
+from stoker.aggregator.model import Allocation, Claim, Gpu, GpuSample, NodeFacts, NodeStatus
+from stoker.aggregator.processes import ProcessTable
 from stoker.aggregator.queueing import Kept
 from stoker.aggregator.sessions import AgentLink, ClockOffset
 from stoker.aggregator.store import StoredEvent

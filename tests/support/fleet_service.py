@@ -13,7 +13,7 @@ from google.rpc import (  # type: ignore[import-untyped]
     status_pb2,
 )
 
-from stoker.v1 import fleet_pb2, fleet_pb2_grpc, types_pb2
+from stoker.v1 import fleet_pb2, fleet_pb2_grpc, placing_pb2, types_pb2
 
 PATIENCE_SECONDS = 20.0
 CUDA = "CUDA_VISIBLE_DEVICES"
@@ -101,12 +101,25 @@ class Service(fleet_pb2_grpc.FleetServicer):
         self._lose(context)
         return fleet_pb2.ReleaseResponse(allocation=known)
 
+    def Rebalance(  # noqa: N802
+        self, request: placing_pb2.RebalanceRequest, context: Any
+    ) -> placing_pb2.RebalanceResponse:
+        self._note("Rebalance", request, context)
+        return placing_pb2.RebalanceResponse(summary="nothing to move")
+
+    def AnswerMove(  # noqa: N802
+        self, request: placing_pb2.AnswerMoveRequest, context: Any
+    ) -> placing_pb2.AnswerMoveResponse:
+        self._note("AnswerMove", request, context)
+        _abort(context, grpc.StatusCode.NOT_FOUND, "NOT_FOUND", "nobody was asked to move")
+        raise AssertionError
+
     def Explain(  # noqa: N802
-        self, request: fleet_pb2.ExplainRequest, context: Any
-    ) -> fleet_pb2.ExplainResponse:
+        self, request: placing_pb2.ExplainRequest, context: Any
+    ) -> placing_pb2.ExplainResponse:
         self._note("Explain", request, context)
         known = self.allocations.get(request.allocation_id)
-        return fleet_pb2.ExplainResponse(
+        return placing_pb2.ExplainResponse(
             placeable=known is None, summary="so it is", allocation=known
         )
 

@@ -59,7 +59,7 @@ from stoker.core.clock import Clock
 from stoker.core.errors import StoreError, shown
 from stoker.core.gpu_models import MODELS
 from stoker.core.model_names import names_match
-from stoker.v1 import fleet_pb2, types_pb2
+from stoker.v1 import fleet_pb2, placing_pb2, types_pb2
 
 ALLOCATION_ID_KEY = "stoker-allocation-id"  # of the initial metadata of Allocate
 # A long list is made in slices, so that making it does not hold up the loop.
@@ -214,8 +214,8 @@ class FleetService:
         return answer
 
     async def explain(
-        self, message: fleet_pb2.ExplainRequest, context: Context
-    ) -> fleet_pb2.ExplainResponse:
+        self, message: placing_pb2.ExplainRequest, context: Context
+    ) -> placing_pb2.ExplainResponse:
         """Tell why a waiting allocation waits, or where a request would go."""
         return await self._explainer.explain(message)
 

@@ -1,26 +1,27 @@
 """Explain for clients: why something waits or what would come of a request, also if things changed.
 
 Where the place is found at once the answer is, too. Otherwise every node is asked, and what would
-help is looked for: at ten thousand nodes that takes most of a second, so it is done in a thread, on
-the fleet as it was when it was asked.
+help is looked for: at ten thousand nodes that takes about a second, so it is done in a thread, one
+question at a time, on the fleet as it was when it was asked.
 """
 
 import asyncio
 from collections.abc import Callable
 from typing import assert_never
 
-from stoker.aggregator.explaining import answer, ask
+from stoker.aggregator.explaining import Question, answer, ask
 from stoker.aggregator.failures import not_found
 from stoker.aggregator.fleet import Fleet
 from stoker.aggregator.limits import Malformed
 from stoker.aggregator.model import Allocation, AllocationState, Request
 from stoker.aggregator.placing.placer import Placer
+from stoker.aggregator.queueing import Hosts
 from stoker.aggregator.views import name_nodes
 from stoker.aggregator.wire_explain import explanation_message, read_what_ifs
 from stoker.aggregator.wire_requests import read_id
 from stoker.core.clock import Clock
 from stoker.core.units import format_duration
-from stoker.v1 import fleet_pb2, types_pb2
+from stoker.v1 import placing_pb2, types_pb2
 
 
 class Explainer:
@@ -45,8 +46,11 @@ class Explainer:
         self._check_model = check_model
         self._message_of = message_of
         self._placer = placer
+        # Clients that wait ask again and again: however many, they take one thread's time.
+        self._answering = asyncio.Lock()
+        self._hosts = Hosts()
 
-    async def explain(self, message: fleet_pb2.ExplainRequest) -> fleet_pb2.ExplainResponse:
+    async def explain(self, message: placing_pb2.ExplainRequest) -> placing_pb2.ExplainResponse:
         """Tell why a waiting allocation waits, or where a request would go."""
         match message.WhichOneof("subject"):
             case "allocation_id":
@@ -61,18 +65,25 @@ class Explainer:
                 raise Malformed("subject", "must be an allocation_id or a request")
 
     async def _of_request(
-        self, request: Request, message: fleet_pb2.ExplainRequest, until: str | None = None
-    ) -> fleet_pb2.ExplainResponse:
-        now = self._clock.now()
-        supposed = read_what_ifs(message.what_if, self._fleet.view(now), self._check_model)
-        question = ask(request, self._fleet, now, until, supposed, self._placer)
-        if question.plan is not None:
-            return explanation_message(answer(question))
-        return explanation_message(await asyncio.to_thread(answer, question))
+        self, request: Request, message: placing_pb2.ExplainRequest, until: str | None = None
+    ) -> placing_pb2.ExplainResponse:
+        view = self._fleet.view(self._clock.now())
+        supposed = read_what_ifs(message.what_if, view, self._check_model)
+
+        def asked() -> Question:
+            now = self._clock.now()
+            return ask(request, self._fleet, now, until, supposed, self._placer, self._hosts)
+
+        question = asked()
+        if question.plan is None:
+            async with self._answering:
+                question = asked()  # of the fleet as it is by now
+                return explanation_message(await asyncio.to_thread(answer, question))
+        return explanation_message(answer(question))
 
     async def _of_allocation(
-        self, allocation: Allocation, message: fleet_pb2.ExplainRequest
-    ) -> fleet_pb2.ExplainResponse:
+        self, allocation: Allocation, message: placing_pb2.ExplainRequest
+    ) -> placing_pb2.ExplainResponse:
         if message.what_if and allocation.state is not AllocationState.WAITING:
             raise Malformed(
                 "what_if", f"allocation {allocation.id} does not wait, it is {allocation.state}"
@@ -85,18 +96,18 @@ class Explainer:
                 told.summary = f"has waited {waited}: {told.summary}"
             case AllocationState.GRANTED:
                 since = format_duration(now - (allocation.granted_at or now))
-                told = fleet_pb2.ExplainResponse(
+                told = placing_pb2.ExplainResponse(
                     node=allocation.node,
                     summary=f"granted on {name_nodes(allocation.nodes)} {since} ago",
                 )
             case AllocationState.RELEASING:
-                told = fleet_pb2.ExplainResponse(
+                told = placing_pb2.ExplainResponse(
                     node=allocation.node,
                     summary=f"given up ({allocation.reason}); {name_nodes(allocation.nodes)} has "
                     "not confirmed yet that it let go",
                 )
             case AllocationState.ENDED:
-                told = fleet_pb2.ExplainResponse(summary=f"ended: {allocation.reason}")
+                told = placing_pb2.ExplainResponse(summary=f"ended: {allocation.reason}")
             case _:
                 assert_never(allocation.state)
         told.allocation.CopyFrom(self._message_of(allocation))

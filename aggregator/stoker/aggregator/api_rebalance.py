@@ -32,7 +32,7 @@ from stoker.aggregator.rebalancing import plan_moves
 from stoker.aggregator.wire_moves import move_message, offer_message
 from stoker.aggregator.wishes import MoveOver, Refused, Reply, Settled, Unknown, Wish
 from stoker.core.clock import Clock
-from stoker.v1 import fleet_pb2
+from stoker.v1 import placing_pb2
 
 # Runs a function that only reads what it was given, where it does not hold up the loop.
 Aside = Callable[[Callable[[], MovePlan]], Awaitable[MovePlan]]
@@ -71,7 +71,7 @@ class RebalanceService:
         """Return the methods by their names on the wire."""
         return {"Rebalance": self.rebalance, "AnswerMove": self.answer_move}
 
-    def offer_to(self, allocation_id: str) -> fleet_pb2.MoveOffer | None:
+    def offer_to(self, allocation_id: str) -> placing_pb2.MoveOffer | None:
         """Return what the holder of the allocation is asked now, for its next keep-alive."""
         offer = self._offers.open_for(allocation_id, self._clock.now())
         known = self._fleet.allocations.get(allocation_id)
@@ -89,8 +89,8 @@ class RebalanceService:
                 _log.info("%s; %d holders are asked", plan.summary, sum(map(bool, ids)))
 
     async def rebalance(
-        self, message: fleet_pb2.RebalanceRequest, context: Context
-    ) -> fleet_pb2.RebalanceResponse:
+        self, message: placing_pb2.RebalanceRequest, context: Context
+    ) -> placing_pb2.RebalanceResponse:
         """Return the moves that are worth their cost; with `apply` ask their holders."""
         moves_max = int(limits.number(message.moves_max, "moves_max", 0, MOVES_MAX))
         pool = limits.text(message.pool, "pool") or None
@@ -103,11 +103,11 @@ class RebalanceService:
             moves_max or MOVES_DEFAULT, pool, answer_seconds if message.apply else None
         )
         moves = [move_message(*each) for each in zip(plan.moves, ids, strict=True)]
-        return fleet_pb2.RebalanceResponse(moves=moves, summary=plan.summary)
+        return placing_pb2.RebalanceResponse(moves=moves, summary=plan.summary)
 
     async def answer_move(
-        self, message: fleet_pb2.AnswerMoveRequest, context: Context
-    ) -> fleet_pb2.AnswerMoveResponse:
+        self, message: placing_pb2.AnswerMoveRequest, context: Context
+    ) -> placing_pb2.AnswerMoveResponse:
         """Take the holder's answer; grant the new place when it accepts."""
         id_ = limits.text(message.offer_id, "offer_id", limits.ID_BYTES_MAX, required=True)
         now = self._clock.now()
@@ -122,7 +122,7 @@ class RebalanceService:
             if offer.state is OfferState.ACCEPTED:
                 raise _too_late(f"offer {id_} was accepted before")
             self._offers.answer(id_, OfferState.DECLINED, now)
-            return fleet_pb2.AnswerMoveResponse()
+            return placing_pb2.AnswerMoveResponse()
         if offer.state is OfferState.DECLINED:
             raise _too_late(f"offer {id_} was declined before")
         reply = await self._wish(MoveOver(offer.move, offer.kinds, offer.key))
@@ -164,9 +164,9 @@ class RebalanceService:
                 ids.append("" if offer is None else offer.id)
             return plan, ids
 
-    def _granted(self, id_: str) -> fleet_pb2.AnswerMoveResponse:
+    def _granted(self, id_: str) -> placing_pb2.AnswerMoveResponse:
         allocation = self._fleet.allocations[id_]
-        return fleet_pb2.AnswerMoveResponse(
+        return placing_pb2.AnswerMoveResponse(
             allocation=allocation_row(self._fleet, allocation).message()
         )
 

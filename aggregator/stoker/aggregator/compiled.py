@@ -52,7 +52,8 @@ def load(folder: Path) -> Kernels:
         kernels.refresh,
         i(
             *(rows, planes, rows, flags, rows, ints, ints, ints, planes, planes, ints, ints),
-            *(tables, tables, floats, rows, tables, floats, ints, ints, i, i, keys, slots),
+            *(tables, tables, floats, rows, tables, floats, tables, ints, ints, ints, i, i),
+            *(keys, slots),
         ),
         worth_of=worth_of,
     )

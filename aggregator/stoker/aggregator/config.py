@@ -188,9 +188,10 @@ def settle(written: AggregatorConfig, environ: Mapping[str, str], *, is_root: bo
 
 
 def _policies(written: PlacementConfig) -> Policies:
-    for key, name in (("policy", written.policy), *written.pools.items()):
+    named = {"placement.policy": written.policy}
+    named |= {f"placement.pools: {pool}": name for pool, name in written.pools.items()}
+    for where, name in named.items():
         if name not in CHOSEN_BY_NAME:
-            where = "placement.policy" if key == "policy" else f"placement.pools: {key}"
             known = ", ".join(CHOSEN_BY_NAME)
             raise BadInput(f"{where}: there is no policy {name!r}; known are {known}")
     return Policies.named(written.policy, written.pools)

@@ -38,14 +38,16 @@ def ask(
     until: str | None = None,
     supposed: Sequence[Supposition] = NOTHING_SUPPOSED,
     placer: Placer | None = None,
+    hosts: Hosts | None = None,
 ) -> Question:
     """Return the question; for a newcomer, or with `until` for the waiting allocation of that id.
 
     Where nothing is supposed, the fleet's placer is asked for the place at once: it is quick.
+    `hosts` may be kept from question to question, for one and the same fleet.
     """
     view, ahead = fleet.view(now), _ahead(request, fleet.queue(), until)
     if placer is not None and not supposed:
-        kept = kept_for(ahead, view)
+        kept = kept_for(ahead, view, hosts)
         plan = placer.find(request, view, kept)
         if plan is not None:
             choice = _choice(request, plan, view, kept, placer)

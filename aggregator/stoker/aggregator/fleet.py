@@ -14,6 +14,7 @@ node. A host that was renamed, or a card that was moved, is thereby listed twice
 once, and its cordon goes with it.
 """
 
+from collections import ChainMap
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, replace
 from typing import assert_never
@@ -94,7 +95,7 @@ class Fleet:
         self.fresh_until: dict[str, float] = {}
         self._leases = Deadlines(self.expires)
         self._waits = Deadlines(self.wait_until)
-        self._views: dict[str, NodeView] = {}
+        self._views: MutableMapping[str, NodeView] = {}
         # Nodes in order, so that views are the same every time -> the GPUs whose claims changed;
         # None: anything may be other than it was.
         self._dirty: dict[str, set[str] | None] = {}
@@ -117,15 +118,8 @@ class Fleet:
             )
             self._log.add(name)
         self._dirty.clear()
-        return FleetView(
-            now,
-            self._views,
-            self.fresh_until,
-            self.hosts_version,
-            self.statuses,
-            self.allocations,
-            self._log,
-        )
+        tables = (self.statuses, self.allocations, self._log)
+        return FleetView(now, self._views, self.fresh_until, self.hosts_version, *tables)
 
     def status(self, node: str) -> NodeStatus:
         """Return what the node last reported; a node that never connected has an empty one."""
@@ -183,7 +177,8 @@ class Fleet:
         draft.fresh_until = self.fresh_until
         draft._leases = Deadlines(draft.expires)
         draft._waits = Deadlines(draft.wait_until)
-        draft._views = dict(self.view(0.0).nodes)
+        self.view(0.0)
+        draft._views = ChainMap({}, self._views)  # thousands of nodes take long to copy
         draft._log = ChangeLog(self._log)
         draft._is_draft = True
         return draft

@@ -6,8 +6,9 @@ from typing import Any
 import msgspec
 
 # A request named one model, and an allocation had one node, before there were gangs. What is stored
-# today has this field in every request; inside a text its quotes would be escaped.
-_TODAY = '"models"'
+# today has this field in every request; inside a text its quotes would be escaped, and a label of
+# that name has a text, not a list.
+_TODAY = '"models":['
 
 _EVENTS = ("AllocationRequested", "AllocationGranted", "AllocationAdopted")
 

@@ -137,9 +137,11 @@ def _for_gang(request: Request, able: list[NodeView], view: FleetView) -> list[N
     return list(hosts.values())
 
 
-def kept_for(waiting: Iterable[Allocation], view: FleetView) -> dict[str, str]:
+def kept_for(
+    waiting: Iterable[Allocation], view: FleetView, hosts: Hosts | None = None
+) -> dict[str, str]:
     """Return the nodes kept for these, in their order: node -> the first it is kept for."""
-    kept = Kept(view)
+    kept = Kept(view, hosts)
     for each in waiting:
         kept.keep_for(each)
     return kept.nodes

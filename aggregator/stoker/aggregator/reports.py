@@ -4,14 +4,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from stoker.aggregator.events import AgentConnected, FrameArrived
-from stoker.aggregator.model import (
-    DriverState,
-    Frame,
-    GpuSample,
-    MissingGpu,
-    NodeStatus,
-    ProcessTable,
-)
+from stoker.aggregator.model import DriverState, Frame, GpuSample, MissingGpu, NodeStatus
+from stoker.aggregator.processes import ProcessTable
 
 # What a driver is said to be that cannot be read. One of which nothing was said on this stream yet
 # is `STARTING`, too: frames that are sent again come before the one that says it.

@@ -8,7 +8,6 @@ from stoker.aggregator.changelog import ChangeLog
 from stoker.aggregator.model import (
     COMPUTE_MILLI,
     Allocation,
-    Assignment,
     Claim,
     DriverState,
     Gpu,
@@ -17,8 +16,8 @@ from stoker.aggregator.model import (
     Node,
     NodeStatus,
     Placement,
-    Process,
 )
+from stoker.aggregator.processes import Assignment, Process
 from stoker.aggregator.verdicts import Condition, GpuCordon
 from stoker.core.units import format_duration
 
@@ -288,8 +287,8 @@ def _room(
 ) -> int:
     taken = reserved_bytes
     for claim in claims:
-        if claim.memory_bytes is None:
-            return 0  # held whole
+        if claim.memory_bytes is None or claim.mig_device_uuid:
+            return 0  # held whole, or a MIG device of it was, under which MIG mode was turned off
         taken += claim.memory_bytes
     for process in foreign:
         if process.memory_used_bytes is None:

@@ -20,7 +20,7 @@ from stoker.aggregator.wire_allocations import placement_message
 from stoker.aggregator.wire_fleet import refusals_message
 from stoker.aggregator.wire_requests import request_message
 from stoker.core.gpu_models import GPUS_PER_NODE_MAX
-from stoker.v1 import fleet_pb2
+from stoker.v1 import placing_pb2
 
 WHAT_IFS_MAX = 16
 NODES_ADDED_MAX = 1_000
@@ -28,7 +28,7 @@ AHEAD_MAX = 100  # of those ahead that are told of
 
 
 def read_what_ifs(
-    messages: Sequence[fleet_pb2.WhatIf], view: FleetView, check_model: Callable[[str, str], None]
+    messages: Sequence[placing_pb2.WhatIf], view: FleetView, check_model: Callable[[str, str], None]
 ) -> list[Supposition]:
     """Return what to suppose of this fleet; `check_model` raises Malformed for a path and a name.
 
@@ -56,11 +56,11 @@ def read_what_ifs(
     return found
 
 
-def explanation_message(explained: Explanation) -> fleet_pb2.ExplainResponse:
+def explanation_message(explained: Explanation) -> placing_pb2.ExplainResponse:
     """Return the explanation as a message."""
     match explained.answer:
         case Plan(placements):
-            return fleet_pb2.ExplainResponse(
+            return placing_pb2.ExplainResponse(
                 placeable=True,
                 node=explained.answer.node,
                 summary=f"it would be placed on {describe_placements(placements)}",
@@ -69,7 +69,7 @@ def explanation_message(explained: Explanation) -> fleet_pb2.ExplainResponse:
             )
         case Refusals(summary):
             proposal = explained.proposal
-            return fleet_pb2.ExplainResponse(
+            return placing_pb2.ExplainResponse(
                 refusals=refusals_message(explained.answer),
                 summary=summary,
                 change=None if proposal is None else _change(proposal),
@@ -79,7 +79,7 @@ def explanation_message(explained: Explanation) -> fleet_pb2.ExplainResponse:
             assert_never(explained.answer)
 
 
-def _read_add(message: fleet_pb2.AddNodes, path: str) -> AddNodes:
+def _read_add(message: placing_pb2.AddNodes, path: str) -> AddNodes:
     return AddNodes(
         int(limits.number(message.nodes, f"{path}.nodes", 1, NODES_ADDED_MAX)),
         int(limits.number(message.gpus, f"{path}.gpus", 1, GPUS_PER_NODE_MAX)),
@@ -97,9 +97,9 @@ def _known(value: str, path: str, view: FleetView, gone: set[str]) -> str:
     return name
 
 
-def _change(proposal: Proposal) -> fleet_pb2.ProposedChange:
+def _change(proposal: Proposal) -> placing_pb2.ProposedChange:
     change = proposal.change
-    return fleet_pb2.ProposedChange(
+    return placing_pb2.ProposedChange(
         kind=change.kind,
         summary=change.summary,
         request=None if change.supposed is not None else request_message(change.request),
@@ -110,8 +110,8 @@ def _change(proposal: Proposal) -> fleet_pb2.ProposedChange:
     )
 
 
-def _ahead(waiting: Allocation) -> fleet_pb2.RequestAhead:
-    return fleet_pb2.RequestAhead(
+def _ahead(waiting: Allocation) -> placing_pb2.RequestAhead:
+    return placing_pb2.RequestAhead(
         allocation_id=waiting.id,
         holder=waiting.request.holder,
         wanted=waiting.request.described(),

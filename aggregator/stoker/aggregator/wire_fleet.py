@@ -4,18 +4,16 @@ from collections.abc import Iterable, Mapping
 
 from stoker.aggregator.fleet import INTERVALS_FRESH
 from stoker.aggregator.model import (
-    Assignment,
     Claim,
     Gpu,
     GpuSample,
     MissingGpu,
     Node,
     NodeStatus,
-    Process,
-    ProcessTable,
     Refusal,
     Refusals,
 )
+from stoker.aggregator.processes import Assignment, Process, ProcessTable
 from stoker.aggregator.verdicts import Condition, GpuHealth
 from stoker.aggregator.views import driver_problem
 from stoker.aggregator.wire_health import (
@@ -32,6 +30,7 @@ REFUSALS_MAX = 1_000
 
 NOTHING_KNOWN: Mapping[str, Condition] = {}
 _NO_PROCESSES = ProcessTable(0.0, ())
+
 
 def node_message(
     node: Node,

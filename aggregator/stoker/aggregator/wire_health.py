@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from stoker.aggregator import limits
 from stoker.aggregator.limits import Malformed
-from stoker.aggregator.model import Assignment, Owner, Process, ProcessTable
+from stoker.aggregator.processes import Assignment, Owner, Process, ProcessTable
 from stoker.aggregator.verdicts import GpuCordon, GpuHealth, HealthFault, RepairAction, Verdict
 from stoker.v1 import agent_pb2, fleet_pb2, types_pb2
 

@@ -3,12 +3,12 @@
 from stoker.aggregator.moves import Move
 from stoker.aggregator.offers import Offer
 from stoker.aggregator.wire_allocations import placement_message
-from stoker.v1 import fleet_pb2
+from stoker.v1 import placing_pb2
 
 
-def move_message(move: Move, offer_id: str = "") -> fleet_pb2.Move:
+def move_message(move: Move, offer_id: str = "") -> placing_pb2.Move:
     """Return a move as a message; with `offer_id` its holder has been asked."""
-    return fleet_pb2.Move(
+    return placing_pb2.Move(
         allocation_id=move.allocation_id,
         from_placements=[placement_message(each) for each in move.from_placements],
         to_placements=[placement_message(each) for each in move.to_placements],
@@ -20,9 +20,9 @@ def move_message(move: Move, offer_id: str = "") -> fleet_pb2.Move:
     )
 
 
-def offer_message(offer: Offer) -> fleet_pb2.MoveOffer:
+def offer_message(offer: Offer) -> placing_pb2.MoveOffer:
     """Return an offer as its holder sees it."""
-    return fleet_pb2.MoveOffer(
+    return placing_pb2.MoveOffer(
         id=offer.id,
         allocation_id=offer.move.allocation_id,
         placements=[placement_message(each) for each in offer.move.to_placements],

@@ -48,6 +48,7 @@ class Keeper:
         self._moving = Moving(lease)
         self._stop = threading.Event()
         self._mover: threading.Thread | None = None
+        self._beginning = threading.Lock()
         name = f"stoker keep-alive {lease.id}"
         self._thread = threading.Thread(target=self._keep, name=name, daemon=True)
 
@@ -57,8 +58,9 @@ class Keeper:
 
     def settle(self) -> None:
         """Ask about no more moves, and wait until that which is under way is over."""
-        self._moving.close()
-        mover = self._mover
+        with self._beginning:
+            self._moving.close()
+            mover = self._mover
         if mover is not None:
             mover.join()
 
@@ -85,13 +87,18 @@ class Keeper:
             _log.warning("allocation %s was not kept alive, trying again: %s", id_, error)
             return False
         else:
-            if kept.move is not None and self._moving.begin(kept.move):
-                name = f"stoker move {id_}"
+            if kept.move is not None:
+                self._begin(kept.move)
+        return True
+
+    def _begin(self, offer: MoveOffer) -> None:
+        with self._beginning:  # or `settle` could miss the thread
+            if self._moving.begin(offer):
+                name = f"stoker move {offer.allocation_id}"
                 self._mover = threading.Thread(
-                    target=self._move, args=(kept.move,), name=name, daemon=True
+                    target=self._move, args=(offer,), name=name, daemon=True
                 )
                 self._mover.start()
-        return True
 
     def _move(self, offer: MoveOffer) -> None:
         try:

@@ -32,7 +32,7 @@ from stoker.client.model import (
 )
 from stoker.client.retrying import Method, Tries, is_retried
 from stoker.client.wire_requests import request_message, sendable
-from stoker.v1 import fleet_pb2, fleet_pb2_grpc, types_pb2
+from stoker.v1 import fleet_pb2, fleet_pb2_grpc, placing_pb2, types_pb2
 
 T = TypeVar("T")
 
@@ -105,29 +105,29 @@ def release(allocation_id: str, reason: str, wait_seconds: float) -> Call[Alloca
 def explain(subject: str | Request, what_if: Sequence[WhatIf] = ()) -> Call[Explanation]:
     supposed = [_what_if(each) for each in what_if]
     if isinstance(subject, str):
-        message = fleet_pb2.ExplainRequest(allocation_id=sendable(subject, _ID), what_if=supposed)
+        message = placing_pb2.ExplainRequest(allocation_id=sendable(subject, _ID), what_if=supposed)
         return Call(Method.EXPLAIN, message, read.explanation, about=subject)
-    message = fleet_pb2.ExplainRequest(request=request_message(subject), what_if=supposed)
+    message = placing_pb2.ExplainRequest(request=request_message(subject), what_if=supposed)
     return Call(Method.EXPLAIN, message, read.explanation)
 
 
-def _what_if(change: WhatIf) -> fleet_pb2.WhatIf:
+def _what_if(change: WhatIf) -> placing_pb2.WhatIf:
     match change:
         case AddNodes(gpus, model, nodes, pool):
             for what, count in (("gpus", gpus), ("nodes", nodes)):
                 if not 0 < count < _COUNT_LIMIT:
                     raise errors.InvalidRequest(f"{what}: wanted at least 1, found {count}")
-            add = fleet_pb2.AddNodes(
+            add = placing_pb2.AddNodes(
                 nodes=nodes,
                 gpus=gpus,
                 model=sendable(model, "model"),
                 pool=sendable(pool, "pool"),
             )
-            return fleet_pb2.WhatIf(add=add)
+            return placing_pb2.WhatIf(add=add)
         case RemoveNode(node):
-            return fleet_pb2.WhatIf(remove_node=sendable(node, "node"))
+            return placing_pb2.WhatIf(remove_node=sendable(node, "node"))
         case UncordonNode(node):
-            return fleet_pb2.WhatIf(uncordon_node=sendable(node, "node"))
+            return placing_pb2.WhatIf(uncordon_node=sendable(node, "node"))
         case _:
             assert_never(change)
 

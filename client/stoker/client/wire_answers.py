@@ -23,7 +23,7 @@ from stoker.client.model import (
 )
 from stoker.client.wire_health import assignment, cordon_of, given, health_of, owner_of
 from stoker.client.wire_requests import read_request
-from stoker.v1 import fleet_pb2, types_pb2
+from stoker.v1 import fleet_pb2, placing_pb2, types_pb2
 
 _ALLOCATION_STATES: Mapping[int, AllocationState] = {
     types_pb2.ALLOCATION_STATE_WAITING: AllocationState.WAITING,
@@ -90,7 +90,7 @@ def kept_alive(message: fleet_pb2.KeepAliveResponse) -> KeptAlive:
     )
 
 
-def _move_offer(message: fleet_pb2.MoveOffer) -> MoveOffer:
+def _move_offer(message: placing_pb2.MoveOffer) -> MoveOffer:
     return MoveOffer(
         message.id,
         message.allocation_id,
@@ -100,7 +100,7 @@ def _move_offer(message: fleet_pb2.MoveOffer) -> MoveOffer:
     )
 
 
-def explanation(message: fleet_pb2.ExplainResponse) -> Explanation:
+def explanation(message: placing_pb2.ExplainResponse) -> Explanation:
     return Explanation(
         placeable=message.placeable,
         node=message.node,
@@ -119,7 +119,7 @@ def explanation(message: fleet_pb2.ExplainResponse) -> Explanation:
     )
 
 
-def _proposed(message: fleet_pb2.ProposedChange) -> ProposedChange:
+def _proposed(message: placing_pb2.ProposedChange) -> ProposedChange:
     return ProposedChange(
         kind=message.kind,
         summary=message.summary,

@@ -6,7 +6,7 @@ from stoker.client.retrying import Method
 from stoker.client.wire import Call
 from stoker.client.wire_answers import allocation, placement
 from stoker.client.wire_requests import sendable
-from stoker.v1 import fleet_pb2
+from stoker.v1 import placing_pb2
 
 
 def rebalance(
@@ -15,7 +15,7 @@ def rebalance(
     if moves_max < 1:
         raise errors.InvalidRequest(f"moves: wanted at least 1, found {moves_max}")
     try:
-        message = fleet_pb2.RebalanceRequest(
+        message = placing_pb2.RebalanceRequest(
             moves_max=moves_max,
             apply=apply,
             pool=sendable(pool or "", "pool"),
@@ -27,19 +27,19 @@ def rebalance(
 
 
 def answer_move(offer_id: str, *, accept: bool) -> Call[Allocation | None]:
-    message = fleet_pb2.AnswerMoveRequest(offer_id=sendable(offer_id, "offer_id"), accept=accept)
+    message = placing_pb2.AnswerMoveRequest(offer_id=sendable(offer_id, "offer_id"), accept=accept)
     return Call(Method.ANSWER_MOVE, message, _moved, about=offer_id)
 
 
-def _moved(answer: fleet_pb2.AnswerMoveResponse) -> Allocation | None:
+def _moved(answer: placing_pb2.AnswerMoveResponse) -> Allocation | None:
     return allocation(answer.allocation) if answer.HasField("allocation") else None
 
 
-def _plan(answer: fleet_pb2.RebalanceResponse) -> MovePlan:
+def _plan(answer: placing_pb2.RebalanceResponse) -> MovePlan:
     return MovePlan(tuple(_move(each) for each in answer.moves), answer.summary)
 
 
-def _move(message: fleet_pb2.Move) -> Move:
+def _move(message: placing_pb2.Move) -> Move:
     return Move(
         allocation_id=message.allocation_id,
         from_placements=tuple(placement(each) for each in message.from_placements),

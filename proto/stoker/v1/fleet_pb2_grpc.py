@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from stoker.v1 import fleet_pb2 as stoker_dot_v1_dot_fleet__pb2
+from stoker.v1 import placing_pb2 as stoker_dot_v1_dot_placing__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -51,18 +52,18 @@ class FleetStub:
                 _registered_method=True)
         self.Explain = channel.unary_unary(
                 '/stoker.v1.Fleet/Explain',
-                request_serializer=stoker_dot_v1_dot_fleet__pb2.ExplainRequest.SerializeToString,
-                response_deserializer=stoker_dot_v1_dot_fleet__pb2.ExplainResponse.FromString,
+                request_serializer=stoker_dot_v1_dot_placing__pb2.ExplainRequest.SerializeToString,
+                response_deserializer=stoker_dot_v1_dot_placing__pb2.ExplainResponse.FromString,
                 _registered_method=True)
         self.Rebalance = channel.unary_unary(
                 '/stoker.v1.Fleet/Rebalance',
-                request_serializer=stoker_dot_v1_dot_fleet__pb2.RebalanceRequest.SerializeToString,
-                response_deserializer=stoker_dot_v1_dot_fleet__pb2.RebalanceResponse.FromString,
+                request_serializer=stoker_dot_v1_dot_placing__pb2.RebalanceRequest.SerializeToString,
+                response_deserializer=stoker_dot_v1_dot_placing__pb2.RebalanceResponse.FromString,
                 _registered_method=True)
         self.AnswerMove = channel.unary_unary(
                 '/stoker.v1.Fleet/AnswerMove',
-                request_serializer=stoker_dot_v1_dot_fleet__pb2.AnswerMoveRequest.SerializeToString,
-                response_deserializer=stoker_dot_v1_dot_fleet__pb2.AnswerMoveResponse.FromString,
+                request_serializer=stoker_dot_v1_dot_placing__pb2.AnswerMoveRequest.SerializeToString,
+                response_deserializer=stoker_dot_v1_dot_placing__pb2.AnswerMoveResponse.FromString,
                 _registered_method=True)
         self.ListNodes = channel.unary_unary(
                 '/stoker.v1.Fleet/ListNodes',
@@ -221,18 +222,18 @@ def add_FleetServicer_to_server(servicer, server):
             ),
             'Explain': grpc.unary_unary_rpc_method_handler(
                     servicer.Explain,
-                    request_deserializer=stoker_dot_v1_dot_fleet__pb2.ExplainRequest.FromString,
-                    response_serializer=stoker_dot_v1_dot_fleet__pb2.ExplainResponse.SerializeToString,
+                    request_deserializer=stoker_dot_v1_dot_placing__pb2.ExplainRequest.FromString,
+                    response_serializer=stoker_dot_v1_dot_placing__pb2.ExplainResponse.SerializeToString,
             ),
             'Rebalance': grpc.unary_unary_rpc_method_handler(
                     servicer.Rebalance,
-                    request_deserializer=stoker_dot_v1_dot_fleet__pb2.RebalanceRequest.FromString,
-                    response_serializer=stoker_dot_v1_dot_fleet__pb2.RebalanceResponse.SerializeToString,
+                    request_deserializer=stoker_dot_v1_dot_placing__pb2.RebalanceRequest.FromString,
+                    response_serializer=stoker_dot_v1_dot_placing__pb2.RebalanceResponse.SerializeToString,
             ),
             'AnswerMove': grpc.unary_unary_rpc_method_handler(
                     servicer.AnswerMove,
-                    request_deserializer=stoker_dot_v1_dot_fleet__pb2.AnswerMoveRequest.FromString,
-                    response_serializer=stoker_dot_v1_dot_fleet__pb2.AnswerMoveResponse.SerializeToString,
+                    request_deserializer=stoker_dot_v1_dot_placing__pb2.AnswerMoveRequest.FromString,
+                    response_serializer=stoker_dot_v1_dot_placing__pb2.AnswerMoveResponse.SerializeToString,
             ),
             'ListNodes': grpc.unary_unary_rpc_method_handler(
                     servicer.ListNodes,
@@ -376,8 +377,8 @@ class Fleet:
             request,
             target,
             '/stoker.v1.Fleet/Explain',
-            stoker_dot_v1_dot_fleet__pb2.ExplainRequest.SerializeToString,
-            stoker_dot_v1_dot_fleet__pb2.ExplainResponse.FromString,
+            stoker_dot_v1_dot_placing__pb2.ExplainRequest.SerializeToString,
+            stoker_dot_v1_dot_placing__pb2.ExplainResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -403,8 +404,8 @@ class Fleet:
             request,
             target,
             '/stoker.v1.Fleet/Rebalance',
-            stoker_dot_v1_dot_fleet__pb2.RebalanceRequest.SerializeToString,
-            stoker_dot_v1_dot_fleet__pb2.RebalanceResponse.FromString,
+            stoker_dot_v1_dot_placing__pb2.RebalanceRequest.SerializeToString,
+            stoker_dot_v1_dot_placing__pb2.RebalanceResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -430,8 +431,8 @@ class Fleet:
             request,
             target,
             '/stoker.v1.Fleet/AnswerMove',
-            stoker_dot_v1_dot_fleet__pb2.AnswerMoveRequest.SerializeToString,
-            stoker_dot_v1_dot_fleet__pb2.AnswerMoveResponse.FromString,
+            stoker_dot_v1_dot_placing__pb2.AnswerMoveRequest.SerializeToString,
+            stoker_dot_v1_dot_placing__pb2.AnswerMoveResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -11,6 +11,7 @@ KEY_REUSED, STOPPING), BadRequest with the field for what cannot be understood, 
 from collections import abc as _abc
 from grpc import aio as _aio
 from stoker.v1 import fleet_pb2 as _fleet_pb2
+from stoker.v1 import placing_pb2 as _placing_pb2
 import abc as _abc_1
 import grpc as _grpc
 import sys
@@ -47,13 +48,13 @@ class FleetStub:
     """Gives an allocation back, or leaves the queue. Waits up to `wait_seconds` for the node to let go.
     Releasing what has ended succeeds and changes nothing.
     """
-    Explain: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.ExplainRequest, _fleet_pb2.ExplainResponse]
+    Explain: _grpc.UnaryUnaryMultiCallable[_placing_pb2.ExplainRequest, _placing_pb2.ExplainResponse]
     """Why a waiting allocation waits, or why a request could not be placed now, and the smallest change that would help;
     places nothing. With `what_if` as if the fleet were another.
     """
-    Rebalance: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.RebalanceRequest, _fleet_pb2.RebalanceResponse]
+    Rebalance: _grpc.UnaryUnaryMultiCallable[_placing_pb2.RebalanceRequest, _placing_pb2.RebalanceResponse]
     """Which allocations could move, where, and what that would gain; with `apply` their holders are asked to."""
-    AnswerMove: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.AnswerMoveRequest, _fleet_pb2.AnswerMoveResponse]
+    AnswerMove: _grpc.UnaryUnaryMultiCallable[_placing_pb2.AnswerMoveRequest, _placing_pb2.AnswerMoveResponse]
     """The holder of an allocation answers an offer to move. Accepted, the new place is granted as an allocation of its own;
     the holder moves over and releases the old one.
     """
@@ -88,13 +89,13 @@ class FleetAsyncStub(FleetStub):
     """Gives an allocation back, or leaves the queue. Waits up to `wait_seconds` for the node to let go.
     Releasing what has ended succeeds and changes nothing.
     """
-    Explain: _aio.UnaryUnaryMultiCallable[_fleet_pb2.ExplainRequest, _fleet_pb2.ExplainResponse]  # type: ignore[assignment]
+    Explain: _aio.UnaryUnaryMultiCallable[_placing_pb2.ExplainRequest, _placing_pb2.ExplainResponse]  # type: ignore[assignment]
     """Why a waiting allocation waits, or why a request could not be placed now, and the smallest change that would help;
     places nothing. With `what_if` as if the fleet were another.
     """
-    Rebalance: _aio.UnaryUnaryMultiCallable[_fleet_pb2.RebalanceRequest, _fleet_pb2.RebalanceResponse]  # type: ignore[assignment]
+    Rebalance: _aio.UnaryUnaryMultiCallable[_placing_pb2.RebalanceRequest, _placing_pb2.RebalanceResponse]  # type: ignore[assignment]
     """Which allocations could move, where, and what that would gain; with `apply` their holders are asked to."""
-    AnswerMove: _aio.UnaryUnaryMultiCallable[_fleet_pb2.AnswerMoveRequest, _fleet_pb2.AnswerMoveResponse]  # type: ignore[assignment]
+    AnswerMove: _aio.UnaryUnaryMultiCallable[_placing_pb2.AnswerMoveRequest, _placing_pb2.AnswerMoveResponse]  # type: ignore[assignment]
     """The holder of an allocation answers an offer to move. Accepted, the new place is granted as an allocation of its own;
     the holder moves over and releases the old one.
     """
@@ -148,9 +149,9 @@ class FleetServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def Explain(
         self,
-        request: _fleet_pb2.ExplainRequest,
+        request: _placing_pb2.ExplainRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_fleet_pb2.ExplainResponse, _abc.Awaitable[_fleet_pb2.ExplainResponse]]:
+    ) -> _typing.Union[_placing_pb2.ExplainResponse, _abc.Awaitable[_placing_pb2.ExplainResponse]]:
         """Why a waiting allocation waits, or why a request could not be placed now, and the smallest change that would help;
         places nothing. With `what_if` as if the fleet were another.
         """
@@ -158,17 +159,17 @@ class FleetServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def Rebalance(
         self,
-        request: _fleet_pb2.RebalanceRequest,
+        request: _placing_pb2.RebalanceRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_fleet_pb2.RebalanceResponse, _abc.Awaitable[_fleet_pb2.RebalanceResponse]]:
+    ) -> _typing.Union[_placing_pb2.RebalanceResponse, _abc.Awaitable[_placing_pb2.RebalanceResponse]]:
         """Which allocations could move, where, and what that would gain; with `apply` their holders are asked to."""
 
     @_abc_1.abstractmethod
     def AnswerMove(
         self,
-        request: _fleet_pb2.AnswerMoveRequest,
+        request: _placing_pb2.AnswerMoveRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_fleet_pb2.AnswerMoveResponse, _abc.Awaitable[_fleet_pb2.AnswerMoveResponse]]:
+    ) -> _typing.Union[_placing_pb2.AnswerMoveResponse, _abc.Awaitable[_placing_pb2.AnswerMoveResponse]]:
         """The holder of an allocation answers an offer to move. Accepted, the new place is granted as an allocation of its own;
         the holder moves over and releases the old one.
         """

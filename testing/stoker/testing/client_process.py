@@ -14,7 +14,7 @@ from stoker.testing.network import End
 from stoker.testing.process import Process, Surroundings
 from stoker.testing.rebalancer import AGREES, ARRIVES, ASKS_TWICE, CARRY_SECONDS, Rebalancer
 from stoker.testing.witness import Witness
-from stoker.v1 import fleet_pb2, types_pb2
+from stoker.v1 import fleet_pb2, placing_pb2, types_pb2
 
 CALL_PATIENCE_SECONDS = 2.0
 RETRY_SECONDS = (0.05, 1.5)
@@ -326,21 +326,21 @@ class ClientProcess(Process):
 
     # --- moving, when the fleet asks
 
-    def _answer(self, lease: Lease, offer: fleet_pb2.MoveOffer) -> None:
+    def _answer(self, lease: Lease, offer: placing_pb2.MoveOffer) -> None:
         if lease is not self._lease or self._new is not None or lease.answered == offer.id:
             return
         lease.answered = offer.id
         rng = self.town.rebalancer.rng
         accept = rng.random() < AGREES
         self.tell(f"{'agrees' if accept else 'declines'} to move {lease.id}: {offer.reason}")
-        message = fleet_pb2.AnswerMoveRequest(offer_id=offer.id, accept=accept)
-        network, kind = self.around.network, fleet_pb2.AnswerMoveResponse
+        message = placing_pb2.AnswerMoveRequest(offer_id=offer.id, accept=accept)
+        network, kind = self.around.network, placing_pb2.AnswerMoveResponse
         heard = self.guarded(partial(self._may_move, lease))
         call(network, self.name, "AnswerMove", message, kind, heard)
         if rng.random() < ASKS_TWICE:
             call(network, self.name, "AnswerMove", message, kind, _ignore)
 
-    def _may_move(self, old: Lease, said: Said[fleet_pb2.AnswerMoveResponse] | Failed) -> None:
+    def _may_move(self, old: Lease, said: Said[placing_pb2.AnswerMoveResponse] | Failed) -> None:
         if isinstance(said, Failed) or not said.message.HasField("allocation"):
             return
         given = said.message.allocation

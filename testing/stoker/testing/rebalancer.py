@@ -8,7 +8,7 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from stoker.testing.calls import Failed, Said, call
-from stoker.v1 import fleet_pb2
+from stoker.v1 import placing_pb2
 
 if TYPE_CHECKING:
     from stoker.testing.world import World
@@ -47,16 +47,16 @@ class Rebalancer:
     def _rebalance(self) -> None:
         if self._world.is_calm:
             return
-        message = fleet_pb2.RebalanceRequest(
+        message = placing_pb2.RebalanceRequest(
             moves_max=self.rng.randint(1, 5),
             apply=True,
             answer_seconds=self.rng.uniform(*ANSWER_SECONDS),
         )
-        kind = fleet_pb2.RebalanceResponse
+        kind = placing_pb2.RebalanceResponse
         call(self._world.network, OPERATOR, "Rebalance", message, kind, self._planned)
         self.begin()
 
-    def _planned(self, said: Said[fleet_pb2.RebalanceResponse] | Failed) -> None:
+    def _planned(self, said: Said[placing_pb2.RebalanceResponse] | Failed) -> None:
         if isinstance(said, Said) and said.message.moves:
             self.offered += sum(bool(move.offer_id) for move in said.message.moves)
             self._world.story.tell(OPERATOR, said.message.summary)

@@ -16,7 +16,7 @@ from stoker.testing.calls import CONNECT, failure_packet, packet, read_packet
 from stoker.testing.calls import Failed as FailedCall
 from stoker.testing.network import End
 from stoker.testing.virtual_loop import VirtualLoop
-from stoker.v1 import agent_pb2, fleet_pb2, types_pb2
+from stoker.v1 import agent_pb2, fleet_pb2, placing_pb2, types_pb2
 
 if TYPE_CHECKING:
     from stoker.testing.aggregator_process import AggregatorProcess
@@ -29,8 +29,8 @@ METHODS: dict[str, tuple[type[Message], bool]] = {
     "Release": (fleet_pb2.ReleaseRequest, False),
     "Cordon": (fleet_pb2.CordonRequest, False),
     "Uncordon": (fleet_pb2.UncordonRequest, False),
-    "Rebalance": (fleet_pb2.RebalanceRequest, False),
-    "AnswerMove": (fleet_pb2.AnswerMoveRequest, False),
+    "Rebalance": (placing_pb2.RebalanceRequest, False),
+    "AnswerMove": (placing_pb2.AnswerMoveRequest, False),
 }
 
 Method = Callable[..., Awaitable[Message | None]]
@@ -124,7 +124,7 @@ class ServedCall:
 
     def _send(self, message: Message) -> None:
         match message:
-            case fleet_pb2.AllocateResponse() | fleet_pb2.AnswerMoveResponse():
+            case fleet_pb2.AllocateResponse() | placing_pb2.AnswerMoveResponse():
                 given = message.allocation
                 if given.state == types_pb2.ALLOCATION_STATE_GRANTED:
                     self._process.promise(given.id, given.expires_at)

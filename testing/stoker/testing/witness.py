@@ -14,10 +14,11 @@ from stoker.aggregator.fleet import Fleet
 from stoker.aggregator.model import Allocation, Device
 from stoker.aggregator.offers import KEY_PREFIX
 from stoker.aggregator.sessions import OFFSET_WINDOW_SECONDS
-from stoker.testing import moments
+from stoker.testing import moments, moments_of_frames
 from stoker.testing.aggregator_store import LedgerFile
 from stoker.testing.machine import DRIFT_RATIO_MAX, Machine
-from stoker.testing.moments import Decided, Promise, Told
+from stoker.testing.moments import Decided, Promise
+from stoker.testing.moments_of_frames import Told
 from stoker.v1 import agent_pb2, fleet_pb2
 
 
@@ -272,7 +273,7 @@ class Witness:
                     values[f"{gpu.uuid} {fact}"] = since
         for missing in message.missing_gpus:
             self.counts[f"missing: {missing.error_kind}"] += 1
-        moments.nothing_shown_is_old(
+        moments_of_frames.nothing_shown_is_old(
             message.name,
             values,
             message.interval_seconds,
@@ -334,11 +335,11 @@ class Witness:
         self.counts["frames"] += 1
         node, frame = event.node, event.frame
         heard = self._latest[node]
-        moments.what_is_taken_in_shows(node, frame.sequence, taken)
+        moments_of_frames.what_is_taken_in_shows(node, frame.sequence, taken)
         boot_id = heard.conversation.boot_id
         made_at = self._machines[node].true_time(boot_id, frame.monotonic_seconds)
-        moments.frames_are_taken_in_once_and_in_order(node, frame.sequence, heard.taken)
-        moments.what_was_acknowledged_is_not_sent_again(
+        moments_of_frames.frames_are_taken_in_once_and_in_order(node, frame.sequence, heard.taken)
+        moments_of_frames.what_was_acknowledged_is_not_sent_again(
             node, frame.sequence, made_at, heard.acked, heard.acked_at
         )
         heard.taken = frame.sequence
@@ -347,7 +348,7 @@ class Witness:
         if frame.samples is not None:
             said.error_seconds = travel_seconds
         said.told = _told_by(told, said.told)
-        moments.samples_are_not_older_than_they_claim(
+        moments_of_frames.samples_are_not_older_than_they_claim(
             node, frame.samples or {}, virtual, now, travel_seconds
         )
 
@@ -357,7 +358,7 @@ class Witness:
         known = self._durable_gpus.get(node, frozenset())
         if _told_by(reading, told) != told:
             return  # the ledger may be ahead already
-        moments.acknowledged_frames_are_durable(node, sequence, told, known)
+        moments_of_frames.acknowledged_frames_are_durable(node, sequence, told, known)
 
 
 def _is_held(fleet: Fleet, grant: e.AllocationGranted) -> bool:

@@ -20,10 +20,9 @@ from stoker.aggregator.model import (
     HeldAllocation,
     HoldRefusal,
     NodeFacts,
-    Process,
-    ProcessTable,
     Request,
 )
+from stoker.aggregator.processes import Process, ProcessTable
 from stoker.aggregator.tenancy import allocations_on
 from stoker.aggregator.upkeep import CordonWatch
 from stoker.aggregator.verdicts import GpuHealth, RepairAction, Verdict

@@ -14,14 +14,8 @@ from tests.unit.aggregator.builders import (
 )
 
 from stoker.aggregator import events as e
-from stoker.aggregator.model import (
-    Assignment,
-    DriverState,
-    GpuSample,
-    MissingGpu,
-    Owner,
-    ProcessTable,
-)
+from stoker.aggregator.model import DriverState, GpuSample, MissingGpu
+from stoker.aggregator.processes import Assignment, Owner, ProcessTable
 from stoker.aggregator.wishes import Cordon
 
 Change = Callable[[Scene], None]

@@ -12,9 +12,8 @@ from stoker.aggregator.model import (
     HeldAllocation,
     HoldRefusal,
     NodeFacts,
-    Process,
-    ProcessTable,
 )
+from stoker.aggregator.processes import Process, ProcessTable
 
 GPU_BYTES = 16 * GIB
 

@@ -16,8 +16,9 @@ from tests.unit.aggregator.builders import (
 
 from stoker.aggregator import events as e
 from stoker.aggregator.admission import objection
-from stoker.aggregator.model import Device, DriverState, Placement, Plan, ProcessTable, Request
+from stoker.aggregator.model import Device, DriverState, Placement, Plan, Request
 from stoker.aggregator.placing.place import find_place
+from stoker.aggregator.processes import ProcessTable
 from stoker.aggregator.wishes import Cordon
 
 ANY = whole(1)  # what it asks of the hosts is nothing

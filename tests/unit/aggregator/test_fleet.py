@@ -25,9 +25,9 @@ from stoker.aggregator.model import (
     GpuSample,
     HeldAllocation,
     MissingGpu,
-    ProcessTable,
     Request,
 )
+from stoker.aggregator.processes import ProcessTable
 from stoker.aggregator.views import describe_foreign
 
 # --- leases

@@ -84,6 +84,34 @@ def test_it_stays_while_a_node_cannot_be_heard_and_ends_when_it_is_back() -> Non
     assert scene.state(id_) is AllocationState.ENDED
 
 
+def test_what_a_node_said_before_it_went_still_holds() -> None:
+    """Nodes are switched off when their work is done: the others' GPUs must not wait for them."""
+    scene, id_ = granted_on_two()
+    scene.release(id_)
+    scene.obey("n2")
+    scene.decide()
+    scene.disconnect("n2")
+    scene.obey("n1")
+    scene.disconnect("n1")
+    scene.decide()
+    assert scene.state(id_) is AllocationState.ENDED
+
+
+def test_clone_of_one_of_its_nodes_does_not_speak_for_it() -> None:
+    """A disk image of n2, with its journal, on other GPUs."""
+    scene, id_ = granted_on_two()
+    clone = make_facts("n4", 2, incarnation=scene.fleet.nodes["n2"].facts.incarnation)
+    scene.journals["n4"] = dict(scene.journals["n2"])
+    scene.disconnect("n2")
+    scene.join(clone)
+    scene.decide()
+    assert [(c.allocation_id, c.is_hold) for c in scene.obey("n4")] == [(id_, False)]
+    scene.release(id_)
+    scene.obey("n1")
+    scene.decide()
+    assert scene.state(id_) is AllocationState.RELEASING, "n2 has not confirmed it"
+
+
 @pytest.mark.parametrize("first", ["n1", "n2b"])
 def test_renamed_node_speaks_for_the_part_under_its_old_name(first: str) -> None:
     scene, id_ = granted_on_two()

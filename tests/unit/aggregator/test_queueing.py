@@ -1,5 +1,7 @@
 """Who goes first: order, priorities, nobody overtakes, and those who do not compete pass."""
 
+from dataclasses import replace
+
 from tests.unit.aggregator.builders import (
     A100,
     Scene,
@@ -12,7 +14,7 @@ from tests.unit.aggregator.builders import (
 from stoker.aggregator import events as e
 from stoker.aggregator.decisions import consider
 from stoker.aggregator.model import AllocationState, Refusals
-from stoker.aggregator.queueing import Hosts, Kept, kept_ahead_of
+from stoker.aggregator.queueing import Hosts, Kept, kept_ahead_of, shape_of
 from stoker.aggregator.wishes import (
     Refused,
 )
@@ -172,3 +174,44 @@ def test_hosts_are_worked_out_anew_when_nodes_change() -> None:
     kept = Kept(scene.view(), hosts)
     kept.keep_for(scene.wait(whole(5)))
     assert kept.nodes == {}
+
+
+def test_gang_that_could_never_be_hosted_keeps_nothing() -> None:
+    scene = Scene(make_facts("n1", gpus=2), make_facts("n2", make_gpus("n2", 2, A100, 40)))
+    scene.wait(whole(2, nodes=2))  # all of its GPUs are of one model
+    scene.wait(whole(2, nodes=3))
+    assert scene.grant(whole(2, node="n1")).node == "n1"
+
+
+def test_gang_keeps_all_nodes_that_could_host_a_part() -> None:
+    scene = Scene(*(make_facts(name, gpus=2) for name in ("n1", "n2", "n3")))
+    holder = scene.grant(whole(1, node="n1", ttl_seconds=1e6))
+    scene.grant(whole(1, node="n2", ttl_seconds=1e6))
+    waiting = scene.wait(whole(2, nodes=2))
+    refused = consider(whole(1), scene.fleet, scene.now)
+    assert isinstance(refused, Refusals)
+    assert {(each.node, each.filter, each.found) for each in refused.nodes} == {
+        (name, "queue", waiting.id) for name in ("n1", "n2", "n3")
+    }
+    scene.obey("n1")
+    scene.hand_back(holder.id)
+    assert waiting.id in granted(scene)
+
+
+def test_whatever_a_filter_looks_at_makes_another_shape() -> None:
+    plain = whole(2)
+    others = (
+        *(whole(3), whole(2, nodes=2), share(1), whole(2, cpu_milli=1), whole(2, pool="a")),
+        *(whole(2, models=("T4",)), whole(2, node="n1"), whole(2, node_labels={"rack": "r1"})),
+        *(whole(2, host_memory_bytes=1), whole(2, gpu_memory_min_bytes=1), whole(compute_milli=1)),
+        *(whole(2, compute_capability_min=(8, 0)), whole(2, driver_version_min=(570,))),
+        *(
+            whole(2, gpu_topology_required=True),
+            whole(2, same_label="rack"),
+            whole(mig_profile="x"),
+        ),
+        *(whole(2, service="s"), whole(2, anti_affinity="node"), whole(2, host_boot_id="b")),
+    )
+    assert len({shape_of(each) for each in (plain, *others)}) == len(others) + 1
+    alike = replace(plain, holder="bob", priority=3, movable=True, near_service="db")
+    assert shape_of(alike) == shape_of(plain)

@@ -9,17 +9,9 @@ from tests.unit.aggregator.builders import GIB, Scene, make_facts, make_gpus, sh
 from tests.unit.aggregator.moving import end, hold, mover, plan, sharer, warm, where, wish_before
 
 from stoker.aggregator.events import NodeCordoned
-from stoker.aggregator.model import (
-    Allocation,
-    AllocationState,
-    MigDevice,
-    NodeFacts,
-    Plan,
-    Process,
-    ProcessTable,
-    Request,
-)
+from stoker.aggregator.model import Allocation, AllocationState, MigDevice, NodeFacts, Plan, Request
 from stoker.aggregator.moves import Move, MovePolicy
+from stoker.aggregator.processes import Process, ProcessTable
 from stoker.aggregator.rebalancing import confirmed
 from stoker.aggregator.wishes import Cordon, MoveOver, Refused, Settled, Unknown
 
@@ -77,7 +69,9 @@ def test_only_what_is_in_the_way_leaves() -> None:
     hold(scene, mover(), "n1", 0)
     small = hold(scene, sharer(10), "n1", 1)
     scene.wait(whole(1, node="n1"))
-    assert where(plan(scene)) == {small.id: [("n2", (0,))]}
+    found = plan(scene)
+    assert where(found) == {small.id: [("n2", (0,))]}
+    assert found.moves[0].reason.startswith("makes room on node n1")
 
 
 def test_what_would_have_to_carry_too_much_stays() -> None:
@@ -222,7 +216,7 @@ def crowded(*gib: float, **fields: Any) -> tuple[Scene, list[Allocation]]:
 
 def test_a_hot_gpu_is_relieved_of_the_cheapest_that_cools_it() -> None:
     scene, (_, _, small) = crowded(40, 20, 16)
-    warm(scene, {"n1-0": 1.0, "n2-0": 0.2})
+    warm(scene, {"n1-0": 1.0, "n2-0": 0.1})
     found = plan(scene)
     assert where(found) == {small.id: [("n2", (0,))]}
     (move,) = found.moves
@@ -290,6 +284,17 @@ def test_nothing_moves_by_samples_that_do_not_tell() -> None:
     scene, _ = crowded(30, 30)
     scene.later(1000.0)
     scene.now += 100.0  # nor do they come any more
+    assert plan(scene).moves == ()
+
+
+def test_what_was_relieved_stays_as_it_is() -> None:
+    scene, (*_, small) = crowded(40, 20, 16)
+    warm(scene, {"n1-0": 1.0, "n2-0": 0.2})
+    (move,) = plan(scene).moves
+    hold(scene, small.request, "n2", 0)
+    end(scene, small)
+    load = move.gain_milli / 1000
+    warm(scene, {"n1-0": 1.0 - load, "n2-0": 0.2 + load})
     assert plan(scene).moves == ()
 
 

@@ -8,24 +8,27 @@ from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.unit.aggregator.builders import A100, H100, Scene, make_facts, make_gpus, share, whole
+from tests.unit.aggregator.builders import (
+    A100,
+    H100,
+    Scene,
+    make_facts,
+    make_gpus,
+    make_process,
+    share,
+    whole,
+)
 from tests.unit.aggregator.moving import end, placed, plan, wish_before
 
 from stoker.aggregator import events as e
 from stoker.aggregator.admission import objection
 from stoker.aggregator.board import Board
-from stoker.aggregator.model import (
-    Allocation,
-    AllocationState,
-    GpuSample,
-    Placement,
-    Plan,
-    Request,
-)
+from stoker.aggregator.model import Allocation, AllocationState, GpuSample, Placement, Plan, Request
 from stoker.aggregator.moves import MovePolicy
 from stoker.aggregator.placing.devices import choose
 from stoker.aggregator.placing.filters import matches_gpu, refuse
 from stoker.aggregator.placing.place import find_place
+from stoker.aggregator.processes import ProcessTable
 from stoker.aggregator.usable import Usable, kinds_of, size_milli
 from stoker.aggregator.views import NodeView
 
@@ -145,6 +148,19 @@ def test_every_step_of_a_plan_is_allowed(
     assert gain >= policy.defragment_gain_min * cost - 1
 
 
+@settings(max_examples=60, deadline=None)
+@given(SEEDS)
+def test_plans_come_to_an_end(seed: int) -> None:
+    scene = make_scene(seed, 4, 4, is_plain=True)
+    for _ in range(20):
+        moves = plan(scene).moves
+        if not moves:
+            return
+        for move in moves:
+            carry_out(scene, move.allocation_id, move.to_placements)
+    raise AssertionError("moves go to and fro")
+
+
 @settings(max_examples=150, deadline=None)
 @given(SEEDS)
 def test_one_move_is_the_best_of_all(seed: int) -> None:
@@ -195,6 +211,7 @@ def test_a_board_shows_what_the_fleet_becomes(seed: int, data: st.DataObject) ->
     held = sorted(a.id for a in scene.fleet.allocations.values() if a.state == "granted")
     for name in sorted(scene.fleet.nodes):
         scene.obey(name)
+        run_processes(scene, name)
     board = Board(scene.view())
     taken = data.draw(st.sets(st.sampled_from(held))) if held else set[str]()
     for id_ in sorted(taken):
@@ -202,6 +219,7 @@ def test_a_board_shows_what_the_fleet_becomes(seed: int, data: st.DataObject) ->
         end(scene, scene.fleet.allocations[id_])
     for name in sorted(scene.fleet.nodes):
         scene.obey(name)
+        run_processes(scene, name)
     view = scene.view()
     wished = make_request(Random(seed), gpus_max=3, is_plain=True)
     plan = find_place(wished, view)
@@ -214,6 +232,17 @@ def test_a_board_shows_what_the_fleet_becomes(seed: int, data: st.DataObject) ->
     assert {n: seen(board.view.nodes[n]) for n in view.nodes} == {
         n: seen(view.nodes[n]) for n in view.nodes
     }
+
+
+def run_processes(scene: Scene, name: str) -> None:
+    """Whoever holds something on the node has a process there."""
+    view = scene.view()
+    processes = tuple(
+        make_process(device.uuid, allocation_id=id_, memory_used_bytes=1)
+        for id_ in sorted(scene.journals[name])
+        for device in view.allocations[id_].devices_on(name)
+    )
+    scene.frame(name, processes=ProcessTable(scene.now, processes))
 
 
 def seen(node: NodeView) -> object:

@@ -1,14 +1,16 @@
 """What a node reports against what the ledger says: adoption, strays, renamed hosts."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from tests.unit.aggregator.builders import GIB, START, Scene, make_facts, make_gpus, share, whole
 
 from stoker.aggregator import events as e
-from stoker.aggregator.model import AllocationState, HeldAllocation, NodeFacts
+from stoker.aggregator.model import AllocationState, HeldAllocation, NodeFacts, Request
 from stoker.aggregator.tenancy import allocations_on
 from stoker.aggregator.wishes import (
+    Queued,
     Refused,
     Settled,
 )
@@ -90,6 +92,10 @@ def test_of_two_that_exclude_each_other_one_is_adopted(
         pytest.param(held("x", "n1-0", memory_bytes=81 * GIB), id="more than the GPU has"),
         pytest.param(held("x", "n1-0", memory_bytes=0), id="nothing of a GPU"),
         pytest.param(held("x", "n1-0", "n1-1", memory_bytes=GIB), id="a share of two GPUs"),
+        pytest.param(
+            replace(held("x", "n1-0", "n1-1"), compute_milli=500), id="compute of two GPUs"
+        ),
+        pytest.param(replace(held("x", "n1-0"), compute_milli=500), id="compute without memory"),
     ],
 )
 def test_what_cannot_be_granted_is_dropped(stray: HeldAllocation) -> None:
@@ -193,6 +199,65 @@ def test_what_a_restored_ledger_has_as_waiting_is_granted_as_the_node_holds_it()
     assert waiting != scene.allocate(whole(priority=3), key="k")
 
 
+@pytest.mark.parametrize(
+    ("wish", "told"),
+    [
+        pytest.param(whole(2), held("a2", "n1-0"), id="fewer GPUs"),
+        pytest.param(whole(1), held("a2", "n1-0", "n1-1"), id="more GPUs"),
+        pytest.param(whole(1, nodes=2), held("a2", "n1-0"), id="a part of a gang"),
+        pytest.param(whole(1), held("a2", "n1-0", memory_bytes=GIB), id="a share, not the GPU"),
+        pytest.param(share(1), held("a2", "n1-0"), id="the GPU, not a share"),
+        pytest.param(
+            whole(1, mig_profile="1g.10gb"), held("a2", "n1-0"), id="the GPU, not a MIG device"
+        ),
+    ],
+)
+def test_waiting_request_is_not_granted_what_it_did_not_ask_for(
+    wish: Request, told: HeldAllocation
+) -> None:
+    """So does a ledger that was restored, or an agent that does not know of gangs."""
+    scene = Scene(make_facts(gpus=2), make_facts("n2", gpus=1))
+    scene.grant(whole(2, node="n1"))
+    assert isinstance(scene.allocate(wish, wait_seconds=60.0), Queued)
+    scene.hand_back("a1")
+    scene.journals["n1"]["a2"] = told
+    scene.connect("n1")
+    scene.report("n1")
+    scene.decide()
+    assert scene.state("a2") is AllocationState.WAITING
+    assert [(c.allocation_id, c.is_hold) for c in scene.obey("n1")] == [("a2", False)]
+
+
+def test_what_was_dropped_while_it_waited_is_held_when_it_is_granted() -> None:
+    scene = Scene(make_facts(gpus=2))
+    other = scene.grant(whole(2))
+    scene.obey("n1")
+    waiting = scene.wait(whole(1))
+    scene.journals["n1"][waiting.id] = held(waiting.id, "n1-0")  # its disk was restored
+    scene.connect("n1")
+    scene.decide()
+    assert [(c.allocation_id, c.is_hold) for c in scene.obey("n1")] == [(waiting.id, False)]
+    scene.hand_back(other.id)
+    scene.decide(serve=True)
+    assert scene.state(waiting.id) is AllocationState.GRANTED
+    assert [(c.allocation_id, c.is_hold) for c in scene.obey("n1")] == [(waiting.id, True)]
+    assert scene.send_commands("n1") == ()
+
+
+@pytest.mark.parametrize("what", ["cpu_milli", "host_memory_bytes"])
+def test_what_a_stray_has_of_the_host_is_given_to_nobody_before_it_is_dropped(what: str) -> None:
+    facts = replace(make_facts(gpus=2), cpu_milli=4 * GIB, host_memory_bytes=4 * GIB)
+    stray = held("x", "n1-0")
+    half: dict[str, Any] = {what: 2 * GIB}
+    scene = reported(replace(stray, gang_nodes=2, **half), facts=facts)
+    assert isinstance(scene.allocate(whole(**{what: 3 * GIB})), Refused)
+    mine = scene.grant(whole(**half))
+    assert mine.devices[0].uuid == "n1-1"
+    assert {(c.allocation_id, c.is_hold) for c in scene.obey("n1")} == {("x", False), ("a1", True)}
+    scene.hand_back(mine.id)
+    assert isinstance(scene.allocate(whole(**{what: 3 * GIB})), Settled)
+
+
 def test_nodes_are_reconciled_only_while_they_are_connected() -> None:
     scene = Scene(make_facts(gpus=1))
     mine = scene.grant(whole())
@@ -256,6 +321,19 @@ def test_clone_of_a_host_does_not_speak_for_it() -> None:
     scene.join(make_facts("n2", 1, incarnation="image"))
     scene.decide()
     assert scene.state(mine.id) is AllocationState.GRANTED
+
+
+def test_renamed_host_speaks_for_itself_beside_a_clone_of_it() -> None:
+    scene = Scene(make_facts("n1", 1, incarnation="image"))
+    mine = scene.grant(whole())
+    scene.obey("n1")
+    scene.join(make_facts("n0", 1, incarnation="image"))  # that was known before it
+    renamed(scene)
+    scene.decide()
+    assert scene.fleet.allocations[mine.id].reason == "its node n1 is called n2 now"
+    scene.obey("n2")
+    scene.decide()
+    assert scene.state(mine.id) is AllocationState.ENDED
 
 
 def test_other_agent_on_the_same_gpus_does_not_speak_for_the_first() -> None:

@@ -95,3 +95,29 @@ def test_cordoning_is_what_is_written(tmp_path: Path) -> None:
 def test_cordoning_that_cannot_be_is_named(key: str, value: str) -> None:
     with pytest.raises(BadInput, match=key):
         load(None, {f"STOKER_AGGREGATOR_HEALTH_{key}": value}, {})
+
+
+def test_policies_of_placement(tmp_path: Path) -> None:
+    file = tmp_path / "aggregator.yaml"
+    file.write_text(
+        "placement: {policy: binpack, pools: {infer: balanced}, compile_from_gpus: 8}\n",
+        encoding="utf-8",
+    )
+    settings = load(file, {}, {})
+    assert settings.policies.of("train").name == "binpack"
+    assert settings.policies.of("infer").name == "balanced"
+    assert settings.compile_from_gpus == 8
+
+
+@pytest.mark.parametrize(
+    ("environ", "where"),
+    [
+        ({"STOKER_AGGREGATOR_PLACEMENT_POLICY": "best"}, "placement.policy"),
+        ({"STOKER_AGGREGATOR_PLACEMENT_POOLS": "infer=best"}, "placement.pools: infer"),
+        # Published policies that are there to be compared with.
+        ({"STOKER_AGGREGATOR_PLACEMENT_POOLS": "policy=random"}, "placement.pools: policy"),
+    ],
+)
+def test_a_policy_that_is_not_known(environ: dict[str, str], where: str) -> None:
+    with pytest.raises(BadInput, match=f"{where}: .* known are fragmentation, binpack, spread"):
+        load(None, environ, {})

@@ -64,7 +64,7 @@ ILL = GpuHealth(
 OLD_GRANT = (
     '{"at":5.25,"id":"a1","request":{"gpus":1,"holder":"ann","ttl_seconds":60.0,'
     '"memory_bytes":null,"model":"H100","pool":null,"node":null,"host_boot_id":null,'
-    '"labels":{"\\"models\\"":"x"},"priority":0},"idempotency_key":"key",'
+    '"labels":{"\\"models\\":[":"x","models":"models"},"priority":0},"idempotency_key":"key",'
     '"requested_at":4.0,"node":"n1","devices":[{"uuid":"GPU-1","model":"NVIDIA H100",'
     '"index":0,"memory_bytes":85899345920,"exclusive":true}]}'
 )
@@ -85,7 +85,9 @@ OLD_EVENTS: tuple[tuple[str, str, e.DurableEvent], ...] = (
         e.AllocationGranted(
             5.25,
             "a1",
-            Request(1, "ann", 60.0, models=("H100",), labels={'"models"': "x"}),
+            Request(
+                1, "ann", 60.0, models=("H100",), labels={'"models":[': "x", "models": "models"}
+            ),
             "key",
             4.0,
             PLACES,

@@ -20,14 +20,8 @@ from stoker.aggregator.control import (
 from stoker.aggregator.findings import Findings
 from stoker.aggregator.ledger import Ledger
 from stoker.aggregator.meters import Meters
-from stoker.aggregator.model import (
-    AllocationState,
-    Command,
-    DriverState,
-    Frame,
-    HeldAllocation,
-    ProcessTable,
-)
+from stoker.aggregator.model import AllocationState, Command, DriverState, Frame, HeldAllocation
+from stoker.aggregator.processes import ProcessTable
 from stoker.aggregator.store import Outcome, Store
 from stoker.aggregator.verdicts import Verdict
 from stoker.aggregator.wishes import (

@@ -29,8 +29,9 @@ from stoker.aggregator import events as e
 from stoker.aggregator.answers import allocation_row
 from stoker.aggregator.api_explain import Explainer
 from stoker.aggregator.limits import Malformed
-from stoker.aggregator.model import MIG_ANY, Gpu, MigDevice, NodeFacts, ProcessTable
+from stoker.aggregator.model import MIG_ANY, Gpu, MigDevice, NodeFacts
 from stoker.aggregator.placing.placer import Placer
+from stoker.aggregator.processes import ProcessTable
 from stoker.aggregator.wire_requests import read_request
 from stoker.aggregator.wishes import Cordon
 from stoker.cli.render_why import explanation

@@ -17,16 +17,9 @@ from stoker.aggregator import events as e
 from stoker.aggregator.exporter import FleetCollector
 from stoker.aggregator.fleet import Fleet
 from stoker.aggregator.meters import Meters
-from stoker.aggregator.model import (
-    Device,
-    DriverState,
-    Frame,
-    GpuSample,
-    MissingGpu,
-    Placement,
-    ProcessTable,
-)
+from stoker.aggregator.model import Device, DriverState, Frame, GpuSample, MissingGpu, Placement
 from stoker.aggregator.picture import take_picture
+from stoker.aggregator.processes import ProcessTable
 from stoker.aggregator.verdicts import RepairAction, Verdict
 
 NOW = 1_000.0

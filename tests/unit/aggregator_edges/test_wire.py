@@ -21,10 +21,9 @@ from stoker.aggregator.model import (
     NodeFacts,
     NodeStatus,
     Placement,
-    Process,
-    ProcessTable,
     Request,
 )
+from stoker.aggregator.processes import Process, ProcessTable
 from stoker.aggregator.sessions import OFFSET_WINDOW_SECONDS, ClockOffset
 from stoker.aggregator.wire import (
     command_message,

@@ -7,16 +7,8 @@ import pytest
 
 from stoker.aggregator import limits
 from stoker.aggregator.limits import Malformed
-from stoker.aggregator.model import (
-    Assignment,
-    Gpu,
-    Node,
-    NodeFacts,
-    NodeStatus,
-    Owner,
-    Process,
-    ProcessTable,
-)
+from stoker.aggregator.model import Gpu, Node, NodeFacts, NodeStatus
+from stoker.aggregator.processes import Assignment, Owner, Process, ProcessTable
 from stoker.aggregator.verdicts import (
     Condition,
     GpuCordon,

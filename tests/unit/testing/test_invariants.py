@@ -16,8 +16,8 @@ from stoker.aggregator.model import (
     Frame,
     MissingGpu,
     Placement,
-    ProcessTable,
 )
+from stoker.aggregator.processes import ProcessTable
 from stoker.testing import invariants, liveness
 from stoker.testing.broken import Broken
 from stoker.testing.faults import Faults

@@ -239,7 +239,7 @@ class Columns:
         return number
 
     def _free_row(self, row: _Row) -> None:
-        self.rows[row.number] = 0
+        self.rows[row.number, : k.ROW_VERSION] = 0
         self.slots[row.number] = 0
         self.migs[row.number] = 0
         self._log(row.number)
@@ -278,7 +278,7 @@ class Columns:
 
     def _write_moving(self, row: _Row, moving: tuple[int, ...]) -> None:
         row.moving = moving
-        self.rows[row.number, k.ROW_OPEN :] = moving
+        self.rows[row.number, k.ROW_OPEN : k.ROW_VERSION] = moving
         self._log(row.number)
 
     def _write_slots(self, row: _Row, gpus: tuple[GpuView, ...]) -> None:
@@ -320,6 +320,7 @@ class Columns:
             # Where a row was named last before the cut, no reader looks any more.
             self.last -= end - kept
             end = kept
+        self.rows[number, k.ROW_VERSION] += 1
         self.log[end] = number
         self.last[number] = end
         self.log_end += 1

@@ -39,7 +39,8 @@ ROW_FREE = 8  # slots that are idle
 ROW_LEFT = 9  # of all slots together
 ROW_POWER = 10  # 0..1023, more is better: see `columns`
 ROW_KINDS = 11  # bit k: something of kind k is on the node
-ROW_COLUMNS = 12
+ROW_VERSION = 12  # rises with every change
+ROW_COLUMNS = 13
 
 # `slots`, of each slot of a row.
 SLOT_CARD = 0
@@ -78,6 +79,7 @@ DRAIN_CPU, DRAIN_CPU_SPREAD, DRAIN_MEMORY, DRAIN_MEMORY_SPREAD = range(4)
 JOB_GPUS, JOB_CPU, JOB_MEMORY = range(3)
 # Losses less than so many GPUs apart are equal, and the tie decides.
 STEP = 0.04
+FRAGMENTS = 0.1  # so much of what FGD counts is lost as well
 ORIGIN = 1 << 19  # points of a place where nothing is lost
 # The shortfall of a normal variable is tabled for so many standard deviations to both sides.
 DEVIATIONS = 4
@@ -104,10 +106,10 @@ def worth_of(
 ) -> float:
     """Return what a node is worth, in GPUs, as it is or would be; see `losses`.
 
-    That is what can be used of its GPUs, less what will want for CPU and memory of the host, and
-    the places for jobs of several GPUs.
+    That is what can be used of its GPUs, less what will want for CPU or memory of the host, and the
+    places for jobs of several GPUs.
     """
-    worth = usable
+    wanting = 0.0
     if usable > NOTHING:
         for kind in range(2):
             want = drains[card, 2 * kind]
@@ -116,13 +118,13 @@ def worth_of(
             deviation = drains[card, 2 * kind + 1] * sqrt(usable)
             lacking = want * usable - (cpu if kind == 0 else memory)
             if lacking >= DEVIATIONS * deviation:
-                worth -= lacking / want
+                wanting = max(wanting, lacking / want)
             elif lacking > -DEVIATIONS * deviation:
                 place = (lacking / deviation + DEVIATIONS) * PER_DEVIATION
                 below = int(place)
                 part = place - below
                 shortfall = shortfalls[below] * (1.0 - part) + shortfalls[below + 1] * part
-                worth -= deviation * shortfall / want
+                wanting = max(wanting, deviation * shortfall / want)
     kept = 0.0
     if free >= 2:
         for job in range(jobs.shape[0]):
@@ -134,7 +136,7 @@ def worth_of(
                 if jobs[job, JOB_MEMORY] > 0:
                     fitting = min(fitting, memory // jobs[job, JOB_MEMORY])
                 kept = max(kept, fitting * price)
-    return worth + kept
+    return usable - wanting + kept
 
 
 def refresh(
@@ -156,6 +158,8 @@ def refresh(
     jobs: Ints,
     job_prices: Floats,
     gains: Floats,
+    worths: Floats,
+    versions: Ints,
     log: Ints,
     last: Ints,
     start: int,
@@ -166,11 +170,13 @@ def refresh(
     """Score again the rows that `log` names from `start` to `end`; all rows for a `start` below 0.
 
     `last` is where in `log` a row is named last. `keys` gets a key per row, `best` the slot that a
-    share would take there. Returns how many rows were scored.
+    share would take there. `worths` are those of rows as they are (usable GPUs, and all in all), at
+    the `versions` of the rows. Returns how many rows were scored.
     """
     count = rows.shape[0] if start < 0 else end - start
     take, gpus, cpu, memory = ask[ASK_TAKE], ask[ASK_GPUS], ask[ASK_CPU], ask[ASK_MEMORY]
     mode, tie_by = rule[RULE_MODE], rule[RULE_TIE]
+    goes_by_mix = mode <= FGD
     scored = 0
     for position in range(count):
         row = position
@@ -228,24 +234,7 @@ def refresh(
             milli = needs[card, NEED_MILLI]
         base, score, level_after = 0, 0, 0
         usable, worth_before = 0.0, 0.0
-        if mode == LOSS and card >= 0:
-            for slot in range(count_slots):
-                usable += float(rests[card, slots[row, slot, SLOT_LEFT]])
-            cpu_before, memory_before = rows[row, ROW_CPU], rows[row, ROW_MEMORY]
-            worth_before = worth_of(
-                card,
-                cpu_before,
-                memory_before,
-                usable,
-                free,
-                drains,
-                shortfalls,
-                jobs,
-                job_prices,
-            )
-        elif mode == LOSS:
-            score = ORIGIN + 1  # where no GPU can lose its CPUs
-        elif mode == FGD and card >= 0:  # where there are no GPUs the tables are silent
+        if goes_by_mix and card >= 0:
             while level_after < levels.shape[0] and levels[level_after] <= cpu_left:
                 level_after += 1
             level_before = level_after
@@ -257,6 +246,26 @@ def refresh(
                     left = slots[row, slot, SLOT_LEFT]
                     base += worth_left[card, level_after, left]
                     base -= worth_left[card, level_before, left]
+            if mode == LOSS:
+                if versions[row] != rows[row, ROW_VERSION]:
+                    for slot in range(count_slots):
+                        usable += float(rests[card, slots[row, slot, SLOT_LEFT]])
+                    worths[row, 0] = usable
+                    worths[row, 1] = worth_of(
+                        card,
+                        rows[row, ROW_CPU],
+                        rows[row, ROW_MEMORY],
+                        usable,
+                        free,
+                        drains,
+                        shortfalls,
+                        jobs,
+                        job_prices,
+                    )
+                    versions[row] = rows[row, ROW_VERSION]
+                usable, worth_before = float(worths[row, 0]), float(worths[row, 1])
+        elif mode == LOSS:
+            score = ORIGIN + 1  # where no GPU can lose its CPUs
         elif mode == BESTFIT:
             idle = cpu_left * GPU_SPEC + (rows[row, ROW_LEFT] - milli) * CPU_SPEC
             score = 100 + -100 * idle // (2 * CPU_SPEC * GPU_SPEC)
@@ -303,36 +312,39 @@ def refresh(
                 left_before = left
                 after = max(0, left - milli)
                 free_after = free - 1 if left == IDLE else free
-            if mode == LOSS and card >= 0:
-                usable_after = usable - float(gpus)
-                if is_share:
-                    usable_after = usable - float(rests[card, left]) + float(rests[card, after])
-                memory_left = rows[row, ROW_MEMORY] - memory
-                worth = worth_of(
-                    card,
-                    cpu_left,
-                    memory_left,
-                    usable_after,
-                    free_after,
-                    drains,
-                    shortfalls,
-                    jobs,
-                    job_prices,
-                )
-                lost = worth_before - worth - gains[card]
-                score = int(ORIGIN + NOTHING - lost / STEP)
-            elif mode == FGD and card >= 0:
+            if goes_by_mix and card >= 0:
                 change = base + worth_free[card, level_after, free_after]
                 if is_share:
                     change += worth_left[card, level_after, after]
                     change -= worth_left[card, level_after, left]
                 else:
                     change -= gpus * worth_left[card, level_after, IDLE]
-                score = points.shape[0] // 2
-                while score < points.shape[0] and points[score] <= change:
-                    score += 1
-                while score > 0 and points[score - 1] > change:
-                    score -= 1
+                if mode == LOSS:
+                    usable_after = usable - float(gpus)
+                    if is_share:
+                        usable_after = usable - float(rests[card, left]) + float(rests[card, after])
+                    memory_left = rows[row, ROW_MEMORY] - memory
+                    worth = worth_of(
+                        card,
+                        cpu_left,
+                        memory_left,
+                        usable_after,
+                        free_after,
+                        drains,
+                        shortfalls,
+                        jobs,
+                        job_prices,
+                    )
+                    lost = worth_before - worth - gains[card]
+                    if take != TAKE_CPU:
+                        lost -= FRAGMENTS * change / MILLION
+                    score = int(ORIGIN + NOTHING - lost / STEP)
+                else:
+                    score = points.shape[0] // 2
+                    while score < points.shape[0] and points[score] <= change:
+                        score += 1
+                    while score > 0 and points[score - 1] > change:
+                        score -= 1
             elif is_share and mode == PACKING and free < count_slots:
                 score = 49 if left == IDLE else max(100 - left * 100 // IDLE // 10, 50)
             elif is_share and mode == BINPACK:

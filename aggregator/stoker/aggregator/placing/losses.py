@@ -4,7 +4,7 @@ A node is worth as many GPUs as the requests to come can use of it. A placement 
 much more than its own share the node's worth falls by: what it *loses*. Everything is counted in
 GPUs, so that no weights have to balance one kind of loss against another:
 
-    worth = usable - L(CPU) - L(memory) + kept
+    worth = usable - max(L(CPU), L(memory)) + kept + 0.1 * (idle - F)
     usable = sum over the devices of V[thousandths left]
 
 *Cut badly.* V[w] is what w thousandths of a GPU are worth where GPUs are cut well (`prices`).
@@ -19,8 +19,15 @@ per GPU, sigma how much that varies. What it is expected to want for is the news
 itself chooses what goes where, so the spread that a node really meets is less than that of a random
 filling: sigma is taken KAPPA times.
 
+The scarcer of the two decides: a GPU is lost once.
+
 *Taken from those who can use nothing else.* `scarcity` prices models that are asked for by name,
 and places for jobs of several GPUs (`kept`), by Littlewood's rule.
+
+*Left in fragments.* A tenth of FGD's fragmentation F counts as well. While a fleet fills up it
+changes nothing, the other terms see further; but where tenants come and go on a full fleet, it is
+what tells which of the rests that they leave is the most use. A request that wants no GPU is not
+held to it.
 """
 
 from collections.abc import Sequence

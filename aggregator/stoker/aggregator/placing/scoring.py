@@ -136,6 +136,8 @@ class Scoring:
             tables.jobs,
             tables.job_prices,
             scores.gains,
+            tables.worths,
+            tables.versions,
             columns.log,
             columns.last,
             start,

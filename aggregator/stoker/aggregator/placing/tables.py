@@ -18,13 +18,13 @@ from stoker.aggregator.placing.tasks import Task
 # The mix is read again when so many requests have come since, at first when it has grown by a
 # quarter; prices go by the fleet as well, and are looked at again after about a fiftieth of it.
 # Both take longer on large fleets, which change less with each request.
-MIX_READ_AFTER = 500
-MIX_READ_FIRST = 100
-PRICED_AFTER = 200
+MIX_READ_AFTER = 2_000
+MIX_READ_FIRST = 10
+PRICED_AFTER = 10
 _ROWS_PER_REQUEST = 6
 # What a fleet is asked for before anything has been: single whole GPUs with most of their part of
 # the host. It counts as so many requests, that all others outweigh in the end.
-PRIOR_WEIGHT = 10.0
+PRIOR_WEIGHT = 2.0
 PRIOR_PART = 0.9
 
 _NO_INTS: Ints = np.zeros(0, np.int64)
@@ -48,10 +48,13 @@ class Tables:
         self.shortfalls: Floats = SHORTFALLS
         self.jobs: Ints = np.zeros((0, 3), np.int64)
         self.job_prices: Floats = np.zeros((0, 1))
+        # What the kernels have found each row to be worth, at which version of it.
+        self.worths: Floats = np.zeros((0, 2))
+        self.versions: Ints = _NO_INTS
         self._columns = columns
         modes = {policy.mode for policy in policies.all()}
         self._counts_losses = k.LOSS in modes
-        self._counts_fragments = k.FGD in modes
+        self._counts_fragments = bool(modes & {k.FGD, k.LOSS})
         self._mix = mix
         self._is_learning = is_learning
         self._made_for = (-1, -1)  # cards, slots of the widest row
@@ -73,6 +76,8 @@ class Tables:
         if made_for != self._made_for or (self._is_learning and self._is_mix_due()):
             self._made_for = made_for
             self._read_mix()
+        if len(self.versions) != len(columns.rows):
+            self._forget_worths()
         self._asked += 1
         if self._asked >= max(PRICED_AFTER, columns.count // _ROWS_PER_REQUEST):
             self._price()
@@ -112,8 +117,13 @@ class Tables:
             self.rests, self.drains = self._losses.rests, self._losses.drains
             self._demand = demand(tasks, self._losses, cards)
             self.jobs = self._demand.jobs
+            self._forget_worths()
             self._prices = None  # all scores are made anew
             self._price()
+
+    def _forget_worths(self) -> None:
+        self.worths = np.zeros((len(self._columns.rows), 2))
+        self.versions = np.full(len(self._columns.rows), -1, np.int64)
 
     def _price(self) -> None:
         self._asked = 0

@@ -18,9 +18,9 @@ from stoker.aggregator.model import (
     Node,
     NodeFacts,
     NodeStatus,
-    ProcessTable,
 )
 from stoker.aggregator.placing.node_filters import driver_version
+from stoker.aggregator.processes import ProcessTable
 from stoker.aggregator.verdicts import Condition
 from stoker.aggregator.views import FleetView, GpuView, NodeView, view_node
 from stoker.core.gpu_models import MIB, MODELS, GpuModel

@@ -12,17 +12,10 @@ from random import Random
 from stoker.aggregator import events as e
 from stoker.aggregator.admission import objection
 from stoker.aggregator.fleet import Fleet
-from stoker.aggregator.model import (
-    DriverState,
-    Frame,
-    Gpu,
-    GpuSample,
-    NodeFacts,
-    ProcessTable,
-    Request,
-)
+from stoker.aggregator.model import DriverState, Frame, Gpu, GpuSample, NodeFacts, Request
 from stoker.aggregator.placing.place import find_place
 from stoker.aggregator.placing.placer import Placer
+from stoker.aggregator.processes import ProcessTable
 from stoker.testing.balancing.arrivals import Replica
 
 GPU_MEMORY_BYTES = 80 * 2**30

@@ -11,17 +11,10 @@ from collections.abc import Sequence
 from stoker.aggregator import events as e
 from stoker.aggregator.admission import objection
 from stoker.aggregator.fleet import Fleet
-from stoker.aggregator.model import (
-    DriverState,
-    Frame,
-    Gpu,
-    GpuSample,
-    NodeFacts,
-    Placement,
-    ProcessTable,
-)
+from stoker.aggregator.model import DriverState, Frame, Gpu, GpuSample, NodeFacts, Placement
 from stoker.aggregator.placing.place import find_place
 from stoker.aggregator.placing.placer import Placer
+from stoker.aggregator.processes import ProcessTable
 from stoker.testing.workloads.tasks import Host, Task
 
 # Recorded workloads tell no GPU memory: shares are parts of a GPU, and the memory follows.

@@ -17,9 +17,9 @@ from stoker.aggregator.model import (
     Node,
     NodeStatus,
     Placement,
-    ProcessTable,
     Request,
 )
+from stoker.aggregator.processes import ProcessTable
 from stoker.aggregator.views import FleetView, NodeView, view_node
 
 V100 = "Tesla V100-SXM2-32GB"

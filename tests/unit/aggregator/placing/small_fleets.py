@@ -25,9 +25,9 @@ from stoker.aggregator.model import (
     GpuTopology,
     MigDevice,
     NodeFacts,
-    ProcessTable,
     Request,
 )
+from stoker.aggregator.processes import ProcessTable
 from stoker.aggregator.wishes import Allocate, Cordon, Release, Settled
 
 CAPABILITIES = {H100: "9.0", A100: "8.0", T4: "7.5"}

@@ -54,13 +54,9 @@ from tests.unit.aggregator.changes import (
 )
 
 from stoker.aggregator import events as e
-from stoker.aggregator.model import (
-    DriverState,
-    ProcessTable,
-    Refusal,
-    Request,
-)
+from stoker.aggregator.model import DriverState, Refusal, Request
 from stoker.aggregator.placing.filters import could_ever_fit, refuse
+from stoker.aggregator.processes import ProcessTable
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from tests.unit.aggregator.builders import (
 )
 
 from stoker.aggregator import events as e
-from stoker.aggregator.model import Plan, ProcessTable, Request
+from stoker.aggregator.model import Plan, Request
 from stoker.aggregator.placing.place import place
 from stoker.aggregator.placing.whatif import (
     AddNodes,
@@ -32,6 +32,7 @@ from stoker.aggregator.placing.whatif import (
     WhatIf,
     cordoned_gpus,
 )
+from stoker.aggregator.processes import ProcessTable
 from stoker.aggregator.views import FleetView
 from stoker.aggregator.wishes import Cordon
 
