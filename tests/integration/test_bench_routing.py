@@ -8,7 +8,9 @@ from dataclasses import replace
 import pytest
 
 from stoker.cli.bench.routing_figures import Policies, objections, p99_ratio, policy_figures
-from stoker.testing.replica_messages import CallsReport
+from stoker.testing.load import Measure
+from stoker.testing.load_calls import due_times
+from stoker.testing.replica_messages import CallsPlan, CallsReport
 
 BENCH = (sys.executable, "-m", "stoker.cli", "bench", "routing")
 # Far more than a run needs; a hang is to fail with its output.
@@ -64,6 +66,17 @@ def test_bad_options_are_one_line_and_exit_2(argument: str, said: str) -> None:
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
     assert said in line
+
+
+def test_calls_are_due_at_the_same_times_of_every_window() -> None:
+    """However long the warm-up before it was, which ends by the clock."""
+    plan = CallsPlan("", "bench", "stoker", rate=20.0, seed=7)
+    one, other = (
+        [due - begins_at for due in due_times(plan, Measure(begins_at, begins_at + 30.0))]
+        for begins_at in (100.0, 2000.5)
+    )
+    assert one == pytest.approx(other)
+    assert len(one) == pytest.approx(600, rel=0.2)
 
 
 REPORT = CallsReport(

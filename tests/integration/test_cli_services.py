@@ -11,13 +11,16 @@ import pytest
 from tests.integration.aggregator_stage import Stage, serving
 from tests.support.waiting import until
 
+from stoker.aggregator.services import SETTLE_SECONDS
 from stoker.client import connect_async
 
 
 @pytest.fixture
 async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
-    async with serving(tmp_path) as stage, stage.agent():
-        yield stage
+    async with serving(tmp_path) as stage:
+        await stage.clock.elapse(SETTLE_SECONDS)  # whatever the commands take, it has settled
+        async with stage.agent():
+            yield stage
 
 
 async def stoker(stage: Stage, *arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -43,7 +46,7 @@ async def test_services_are_told(stage: Stage) -> None:
     assert table.stdout.startswith(f"{stage.address}: 1 service; 1 endpoint, 1 called\n")
     assert "tok      10.0.0.1:9000  100 %" in table.stdout
     (service,) = json.loads(whole.stdout)["services"]
-    assert (service["service"], service["settled"]) == ("tok", False)
+    assert (service["service"], service["settled"]) == ("tok", True)
     (endpoint,) = service["endpoints"]
     assert (endpoint["address"], endpoint["weight"]) == ("10.0.0.1:9000", 1.0)
     assert endpoint["reason"] == "as well as its peers"

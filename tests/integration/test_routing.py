@@ -1,9 +1,11 @@
 """Calls go where they are answered: real gRPC replicas on loopback, the SDK on both sides."""
 
 import asyncio
+import gc
 import re
 import signal
 import sys
+import weakref
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -26,11 +28,12 @@ from stoker.client import (
     Unreachable,
     connect_async,
 )
+from stoker.client.routing import BACK_OFF_SECONDS_MAX
 from stoker.testing.load import Listening, decode_said
 from stoker.testing.replica_messages import ReplicaPlan
 from stoker.testing.replicas import Channels, Replica
 
-FAST_SECONDS, SLOW_SECONDS = 0.002, 0.08
+FAST_SECONDS, STEADY_SECONDS, SLOW_SECONDS = 0.002, 0.02, 0.08
 CALL_SECONDS_MAX = 2.0
 
 
@@ -110,7 +113,10 @@ async def calling(fleet: AsyncFleet, endpoints: int) -> AsyncGenerator[Caller]:
 
 async def test_replicas_share_the_calls(fleet: AsyncFleet) -> None:
     async with replicas_of(fleet, 3) as replicas, calling(fleet, 3) as caller:
-        went = await caller.calls(300)
+        for replica in replicas:
+            # By far more than what a busy machine adds to one and not to the other.
+            replica.seconds = STEADY_SECONDS
+        went = await caller.calls(300, at_a_time=12)
         assert went.keys() == {each.address for each in replicas}
         assert min(went.values()) > 50
         assert not caller.failed
@@ -134,15 +140,17 @@ async def test_slowed_replica_loses_calls_and_gets_them_back(fleet: AsyncFleet) 
             await caller.calls(30)
 
 
-async def test_failing_replica_is_left_out_before_the_aggregator_knows(fleet: AsyncFleet) -> None:
+async def test_failing_replica_is_left_out_before_the_aggregator_knows(
+    fleet: AsyncFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The calls are over well within the moment for which it is left out, on any machine.
+    monkeypatch.setattr("stoker.client.routing.BACK_OFF_FIRST_SECONDS", BACK_OFF_SECONDS_MAX)
     async with replicas_of(fleet, 2) as (bad, good), calling(fleet, 2) as caller:
         bad.is_failing = True
         while not caller.failed:
             await caller.call()
         assert caller.failed == {bad.address: 1}
-        # At once, one after the other, well within the moment for which it is left out.
-        went = await caller.calls(20, at_a_time=1)
-        assert went[good.address] >= 19
+        assert await caller.calls(20, at_a_time=1) == {good.address: 20}
 
 
 async def test_replica_that_leaves_gets_no_calls(fleet: AsyncFleet) -> None:
@@ -154,6 +162,12 @@ async def test_replica_that_leaves_gets_no_calls(fleet: AsyncFleet) -> None:
             await leaving.aclose()
             await until_true("its end", lambda: len(caller.router.endpoints) == 1)
             assert await caller.calls(50) == {stays.address: 50}
+
+
+async def two_seconds_later() -> None:
+    """Two seconds, of which this process had some: while a machine lets all wait, nothing is due."""
+    for _ in range(40):
+        await asyncio.sleep(0.05)
 
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
@@ -177,9 +191,8 @@ async def test_replica_that_ends_gets_no_calls_two_seconds_later(
                 while not caller.went[doomed]:
                     await caller.call()
                 process.send_signal(sent)
-                loop = asyncio.get_running_loop()
-                ended = loop.time()
-                while loop.time() < ended + 2.0:
+                later = asyncio.create_task(two_seconds_later())
+                while not later.done():
                     await caller.calls(20)
                 assert caller.router.trouble is None  # so what it says is the newest
                 assert doomed not in {e.address for e in caller.router.endpoints if e.weight}
@@ -262,6 +275,27 @@ async def test_router_without_an_aggregator_says_so() -> None:
         router = fleet.router("tok")
         with pytest.raises(Unreachable, match="127.0.0.1:1"):
             await router.ready()
+
+
+async def test_client_that_is_closed_says_so() -> None:
+    fleet = connect_async("127.0.0.1:1")
+    await fleet.close()
+    with pytest.raises(Unreachable, match="the client of .* is closed"):
+        async with fleet.serve("tok", "a-1", address="10.0.0.1:9000"):
+            pass
+    with pytest.raises(Unreachable, match="the client of .* is closed"):
+        async with fleet.router("tok"):
+            pass
+
+
+async def test_router_that_is_closed_is_kept_by_nobody() -> None:
+    async with connect_async("127.0.0.1:1") as fleet:
+        router = fleet.router("tok")
+        await router.close()
+        kept = weakref.ref(router)
+        del router
+        gc.collect()
+        assert kept() is None
 
 
 async def test_replica_without_an_aggregator_says_so() -> None:

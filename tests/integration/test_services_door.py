@@ -224,6 +224,7 @@ async def test_allocation_that_waits_cannot_serve(stage: Stage) -> None:
         ({"operations": 200_000_000}, "sign.operations"),
         ({"latency_sum_seconds": -1.0}, "sign.latency_sum_seconds"),
         ({"latency_sum_seconds": float("nan")}, "sign.latency_sum_seconds"),
+        ({"latency_sum_seconds": 1e308}, "sign.latency_sum_seconds"),  # two would be no number
         ({"in_flight": 2_000_000}, "sign.in_flight"),
     ],
 )

@@ -1,8 +1,10 @@
 """Serving and routing without an event loop, in threads beside an aggregator."""
 
 import asyncio
+import gc
 import threading
 import urllib.request
+import weakref
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from stoker.client import (
     connect,
     connect_async,
 )
+from stoker.client.routing import BACK_OFF_SECONDS_MAX
 
 PATIENCE_SECONDS = 20.0
 
@@ -86,7 +89,12 @@ async def test_last_observations_are_told_at_the_end(stage: Stage) -> None:
     assert 'stoker_service_operations_total{gpu="0",node="n1",service="tok"} 7.0' in page
 
 
-async def test_failed_call_leaves_the_endpoint_out(stage: Stage) -> None:
+async def test_failed_call_leaves_the_endpoint_out(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # All is over well within the moment for which it is left out, on any machine.
+    monkeypatch.setattr("stoker.client.routing.BACK_OFF_FIRST_SECONDS", BACK_OFF_SECONDS_MAX)
+
     def story(fleet: Fleet) -> None:
         allocation = fleet.request(gpus=1, holder="ann")
         with (
@@ -144,6 +152,40 @@ def test_without_an_aggregator_it_says_so() -> None:
             pass
         with pytest.raises(Unreachable, match="127.0.0.1:1"), fleet.router("tok"):
             pass
+
+
+def test_client_that_is_closed_says_so() -> None:
+    """In the caller's thread, that is; and nothing is left in one of its own."""
+    fleet = connect("127.0.0.1:1")
+    fleet.close()
+    with (
+        pytest.raises(Unreachable, match="the client of .* is closed"),
+        fleet.serve("tok", "a-1", address="10.0.0.1:9000"),
+    ):
+        pass
+    with pytest.raises(Unreachable, match="the client of .* is closed"), fleet.router("tok"):
+        pass
+
+
+async def test_replica_whose_client_is_closed_is_told(stage: Stage) -> None:
+    def story(fleet: Fleet) -> None:
+        allocation = fleet.request(gpus=1, holder="ann")
+        with fleet.serve("tok", allocation, address="10.0.0.1:9000") as service:
+            fleet.close()
+            wait_for("the end", lambda: service.ended is not None)
+            assert isinstance(service.ended, Unreachable)
+
+    await with_fleet(stage, story)
+
+
+def test_router_that_is_closed_is_kept_by_nobody() -> None:
+    with connect("127.0.0.1:1") as fleet:
+        router = fleet.router("tok")
+        router.close()
+        kept = weakref.ref(router)
+        del router
+        gc.collect()
+        assert kept() is None
 
 
 async def test_aggregator_that_comes_back_finds_replica_and_router(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """What a node holds and the ledger does not know: as devices, where nobody else has them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from stoker.aggregator.model import Claim, Device, Gpu, HeldAllocation, NodeFacts
+from stoker.aggregator.model import Claim, Device, Gpu, HeldAllocation, NodeFacts, Request
 
 Claims = Mapping[str, tuple[Claim, ...]]
 
@@ -20,6 +20,8 @@ def adoptable(held: HeldAllocation, facts: NodeFacts, claims: Claims) -> tuple[D
     if held.mig_device_uuids:
         return _mig_device(held, gpus, claims)
     is_whole = held.memory_bytes is None
+    if is_whole and held.compute_milli is not None:
+        return None
     devices: list[Device] = []
     for uuid in held.gpu_uuids:
         gpu = gpus.get(uuid)
@@ -36,6 +38,13 @@ def adoptable(held: HeldAllocation, facts: NodeFacts, claims: Claims) -> tuple[D
             )
         )
     return tuple(devices)
+
+
+def is_answer(devices: Sequence[Device], request: Request) -> bool:
+    """Whether one node with these devices is what `request` asks for: so many, of that kind."""
+    kinds = {(device.exclusive, bool(device.mig_device_uuid)) for device in devices}
+    wanted = (request.is_whole, request.mig_profile is not None)
+    return request.nodes == 1 and len(devices) == request.gpus and kinds == {wanted}
 
 
 def _mig_device(

@@ -1,6 +1,7 @@
 """The services' door: the methods of `stoker.v1.Services`, and the loop that reviews them."""
 
 import asyncio
+import functools
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
@@ -157,6 +158,8 @@ class RoutingService:
             raise self._closing
         endpoint = await self._register(context)
         line = self._lines[endpoint.id] = _Line()
+        if self._closing is not None:  # since it began
+            line.end(self._closing)
         try:
             registered = services_pb2.EndpointRegistered(
                 endpoint_id=endpoint.id,
@@ -250,17 +253,22 @@ class RoutingService:
     async def _review(self) -> None:
         now = self._clock.now()
         is_settled = self._services.is_settled(now)
-
-        def standing_of(allocation_id: str) -> Standing:
-            return stand(self._fleet, allocation_id, now, is_settled=is_settled)
-
         for name in self._services.due(now):
-            self._take(self._services.review((name,), now, standing_of))
+            # Others have had the loop in between.
+            self._take(self._review_one(name, self._clock.now(), is_settled=is_settled))
             await asyncio.sleep(0)
         if is_settled != self._is_settled:
             self._is_settled = is_settled
             # Whoever watches what nobody serves waits for this, too.
             self._tell(list(self._watchers))
+
+    def _review_one(self, name: str, now: float, *, is_settled: bool) -> Reviewed:
+        # A gang has many GPUs, and may have as many endpoints.
+        @functools.cache
+        def standing_of(allocation_id: str) -> Standing:
+            return stand(self._fleet, allocation_id, now, is_settled=is_settled)
+
+        return self._services.review((name,), now, standing_of)
 
     def _take(self, found: Reviewed) -> None:
         """Do what follows from a review."""

@@ -6,9 +6,10 @@ laid over another, tried out, and thrown away. The view below must not change me
 makes one that does not.
 """
 
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import replace
 from functools import partial
+from heapq import merge
 
 from stoker.aggregator.changelog import ChangeLog
 from stoker.aggregator.draft import Overlay
@@ -16,12 +17,13 @@ from stoker.aggregator.lives import claim_of
 from stoker.aggregator.model import Allocation, AllocationState, Claim, NodeStatus, Placement
 from stoker.aggregator.tables import Names, add_name, drop_name
 from stoker.aggregator.verdicts import Condition
-from stoker.aggregator.views import FleetView, NodeView, view_node
+from stoker.aggregator.views import FleetView, GpuView, NodeView, view_node
 
 _HOLDING = (AllocationState.GRANTED, AllocationState.RELEASING)
 _NOTHING_REPORTED = NodeStatus()
 
 Claims = tuple[Claim, ...]
+_Rank = tuple[tuple[bool, int], str]
 
 
 def standing(view: FleetView) -> FleetView:
@@ -39,8 +41,19 @@ def standing(view: FleetView) -> FleetView:
 class Board:
     """Allocations put and taken on a view; `view` shows what comes of it."""
 
-    def __init__(self, view: FleetView, tenants: Mapping[str, tuple[str, ...]] | None = None):
-        """`tenants`: by node the ids of what it holds; counted from the view when left out."""
+    def __init__(
+        self,
+        view: FleetView,
+        tenants: Mapping[str, tuple[str, ...]] | None = None,
+        below: "Board | None" = None,
+    ) -> None:
+        """`tenants`: by node the ids of what it holds; counted from the view when left out.
+
+        `below`: the board that the view is of.
+        """
+        self._below = below
+        self._orders: dict[bool, list[_Rank]] = {}  # of the lowest board
+        self.touched: dict[str, None] = dict(below.touched) if below else {}
         self._nodes: MutableMapping[str, NodeView] = Overlay(view.nodes)
         self._statuses: MutableMapping[str, NodeStatus] = Overlay(view.statuses)
         self._allocations: MutableMapping[str, Allocation] = Overlay(view.allocations)
@@ -56,7 +69,37 @@ class Board:
 
     def trial(self) -> "Board":
         """Return a board over this one, valid until something is put or taken here."""
-        return Board(self.view, self.tenants)
+        return Board(self.view, self.tenants, self)
+
+    def fullest(self, *, for_shares: bool) -> Iterator[NodeView]:
+        """Yield the nodes with room, the fullest first; for shares those that have shares before.
+
+        Most nodes are as they were below the lowest board, where they are put in order once.
+        """
+        same = (r for r in self.order(for_shares=for_shares) if r[1] not in self.touched)
+        for _, name in merge(same, self._ranked(self.touched, for_shares=for_shares)):
+            yield self._nodes[name]
+
+    def order(self, *, for_shares: bool) -> "list[_Rank]":
+        """Return the nodes with room as they were on the lowest board; some may be touched since.
+
+        What was touched there before it was put in order is touched on every board above it.
+        """
+        if self._below is not None:
+            return self._below.order(for_shares=for_shares)
+        if for_shares not in self._orders:
+            untouched = (name for name in self._nodes if name not in self.touched)
+            self._orders[for_shares] = self._ranked(untouched, for_shares=for_shares)
+        return self._orders[for_shares]
+
+    def _ranked(self, names: Iterable[str], *, for_shares: bool) -> "list[_Rank]":
+        ranks: list[_Rank] = []
+        for name in names:
+            node = self._nodes[name]
+            if node.room_bytes_max > 0:
+                has_none = for_shares and not any(_is_shared(gpu) for gpu in node.gpus)
+                ranks.append(((has_none, node.free_gpus), name))
+        return sorted(ranks)
 
     def put(self, allocation: Allocation, placements: tuple[Placement, ...]) -> None:
         """Grant the allocation, which waited or is new, these placements."""
@@ -93,6 +136,11 @@ class Board:
             [self._allocations[id_] for id_ in self.tenants.get(name, ())],
         )
         self._log.add(name)
+        self.touched[name] = None
+
+
+def _is_shared(gpu: GpuView) -> bool:
+    return bool(gpu.claims) and gpu.room_bytes > 0
 
 
 def _tenants(view: FleetView) -> Mapping[str, tuple[str, ...]]:

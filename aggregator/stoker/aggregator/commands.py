@@ -24,21 +24,25 @@ def difference(
     Call it after the node's report was reconciled (`decisions.Round`), for what the node holds and
     the ledger does not know may be adopted there. What was not adopted is dropped, once the node
     has told which GPUs it has (`inventory_known`): before that, adoption could not be tried. A Hold
-    waits for what is dropped from the same GPUs, which else would be the node's reason to refuse.
+    waits for what is dropped from the same GPUs, and for CPUs and memory of the host that go with
+    what is dropped, which else would be the node's reason to refuse.
     """
     commands: list[Command] = []
 
     def add(allocation_id: str, hold: HeldAllocation | None, reason: str = "") -> None:
         commands.append(Command(first_id + len(commands), allocation_id, hold, reason))
 
-    strays = {uuid for id_, one in held.items() if id_ not in wanted for uuid in one.gpu_uuids}
+    strays = [one for id_, one in held.items() if id_ not in wanted]
     for allocation in wanted.values():
         devices = allocation.devices_on(node)
         last = sent.get(allocation.id)
         if allocation.state is AllocationState.GRANTED:
-            is_free = strays.isdisjoint(device.uuid for device in devices)
-            if allocation.id not in held and last is None and is_free:
-                add(allocation.id, to_hold(allocation, devices))
+            # A Drop is of what the node held of it before it was granted: while it waited.
+            is_told = last is not None and last.is_hold
+            if allocation.id not in held and not is_told:
+                hold = to_hold(allocation, devices)
+                if not any(_is_in_the_way(stray, hold) for stray in strays):
+                    add(allocation.id, hold)
         elif last is None or last.is_hold:
             add(allocation.id, None, allocation.reason)
     for id_ in held:
@@ -46,6 +50,14 @@ def difference(
         if inventory_known and id_ not in wanted and (last is None or last.is_hold):
             add(id_, None, "the ledger does not grant it")
     return tuple(commands)
+
+
+def _is_in_the_way(stray: HeldAllocation, wanted: HeldAllocation) -> bool:
+    return (
+        not set(stray.gpu_uuids).isdisjoint(wanted.gpu_uuids)
+        or bool(stray.cpu_milli and wanted.cpu_milli)
+        or bool(stray.host_memory_bytes and wanted.host_memory_bytes)
+    )
 
 
 def has_let_go(

@@ -12,7 +12,7 @@ from typing import assert_never
 from stoker.aggregator import commands
 from stoker.aggregator import events as e
 from stoker.aggregator.admission import objection
-from stoker.aggregator.adoption import adoptable
+from stoker.aggregator.adoption import adoptable, is_answer
 from stoker.aggregator.fleet import Fleet
 from stoker.aggregator.model import (
     Allocation,
@@ -28,7 +28,12 @@ from stoker.aggregator.placing.place import explain, find_place
 from stoker.aggregator.placing.placer import Placer
 from stoker.aggregator.queueing import Hosts, Kept, Shape, kept_ahead_of, shape_of
 from stoker.aggregator.rebalancing import confirmed
-from stoker.aggregator.tenancy import allocations_on, granted_under_former_name, voice_of
+from stoker.aggregator.tenancy import (
+    allocations_on,
+    former_name,
+    granted_under_former_name,
+    voice_of,
+)
 from stoker.aggregator.upkeep import (
     CordonWatch,
     cordons,
@@ -376,30 +381,39 @@ class Round:
         """Compare what the node reported with what the ledger grants on it."""
         node = self._draft.nodes.get(name)
         status = self._draft.status(name)
-        if node is None or status.session == 0 or status.held is None:
+        if node is None or status.held is None:
             return
-        held, sent = status.held, self._draft.sent.get(name, {})
+        is_connected = status.session != 0
         for allocation in allocations_on(self._draft, name).values():
             if allocation.state is AllocationState.RELEASING:
-                if all(map(partial(self._has_let_go, allocation.id), allocation.nodes)):
+                if all(map(partial(self._has_let_go, allocation.id), allocation.placements)):
                     self._happen(e.AllocationEnded(self._now, allocation.id, allocation.reason))
+            elif not is_connected:
+                continue  # it may hold it when it is back
             elif status.refusals is not None and allocation.id in status.refusals:
                 reason = f"refused by node {name}: {status.refusals[allocation.id]}"
                 self._happen(e.AllocationReleasing(self._now, allocation.id, reason))
+        if not is_connected:
+            return
         for allocation in granted_under_former_name(self._draft, name):
             if allocation.state is AllocationState.GRANTED:
-                former = next(n for n in allocation.nodes if voice_of(self._draft, n) == name)
+                former = former_name(self._draft, allocation, name)
                 reason = f"its node {former} is called {name} now"
                 self._happen(e.AllocationReleasing(self._now, allocation.id, reason))
-        for one in held.values():
+        sent = self._draft.sent.get(name, {})
+        for one in status.held.values():
             if one.id not in sent:  # otherwise it was told already to let go of it
                 self._adopt(node, one)
 
-    def _has_let_go(self, allocation_id: str, name: str) -> bool:
-        """Whether the node certainly does not hold the allocation any more, of a gang its part."""
-        voice = voice_of(self._draft, name)
+    def _has_let_go(self, allocation_id: str, placement: Placement) -> bool:
+        """Whether its node certainly does not hold the allocation any more, of a gang its part.
+
+        What a node said before it could not be heard any more still holds: it was told of nothing
+        new since, and what it says when it is back takes the place of that.
+        """
+        voice = voice_of(self._draft, placement)
         status = self._draft.status(voice)
-        if status.session == 0 or status.held is None:
+        if status.held is None:
             return False
         sent = self._draft.sent.get(voice, {})
         return commands.has_let_go(allocation_id, status.held, sent, status.commands_done)
@@ -417,7 +431,7 @@ class Round:
         if known is not None and known.state is not AllocationState.WAITING:
             return
         devices = adoptable(held, node.facts, self._draft.claims)
-        if devices is None:
+        if devices is None or (known is not None and not is_answer(devices, known.request)):
             return  # the difference of wanted and held then tells the node to drop it
         placements = (Placement(node.facts.name, devices),)
         if known is not None:

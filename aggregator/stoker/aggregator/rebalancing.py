@@ -132,7 +132,9 @@ class _Planner:
             and each.id not in skip
             and self._is_in_pool(each.nodes)
         }
-        self._candidates = len(self._movable)
+        self._sizes = {
+            id_: size_milli(view.allocations[id_], view.nodes) for id_ in sorted(self._movable)
+        }
         self.moves: list[Move] = []
         self._helped: list[str] = []  # descriptions of waiting requests
         self._kept: Collection[str] = ()  # nodes that are kept for others
@@ -142,7 +144,7 @@ class _Planner:
     def summary(self) -> str:
         """Return the plan in one sentence."""
         if not self.moves:
-            of = f"{self._candidates} movable allocation{'' if self._candidates == 1 else 's'}"
+            of = f"{len(self._sizes)} movable allocation{'' if len(self._sizes) == 1 else 's'}"
             return f"nothing to move: {of}, and no move that gains enough for what it costs"
         cost = sum(each.cost_milli for each in self.moves)
         gains: list[str] = []
@@ -221,7 +223,7 @@ class _Planner:
         for node in nodes[:ROOM_NODES_MAX]:
             ids = self._in_the_way(waiting, node)
             if ids is not None:
-                cost = sum(size_milli(view.allocations[id_], view.nodes) for id_ in ids)
+                cost = sum(self._sizes[id_] for id_ in ids)
                 value = (node.node.facts.labels or {}).get(label, "") if label else ""
                 by_value.setdefault(value, []).append((cost, node.name, ids))
         rooms: list[tuple[int, tuple[str, ...], tuple[str, ...]]] = []
@@ -239,9 +241,8 @@ class _Planner:
     def _in_the_way(self, waiting: Allocation, node: NodeView) -> tuple[str, ...] | None:
         """Return which holders must leave the node for the request to fit; None: it never would."""
         request = waiting.request
-        view = self._board.view
         holders = [id_ for id_ in self._board.tenants.get(node.name, ()) if id_ in self._movable]
-        holders.sort(key=lambda id_: -size_milli(view.allocations[id_], view.nodes))
+        holders.sort(key=lambda id_: -self._sizes[id_])
         empty = self._board.trial()
         for id_ in holders:
             empty.take(id_)
@@ -378,7 +379,7 @@ class _Planner:
             trial = self._board.trial()
             for id_ in ids:
                 trial.take(id_)
-            cost = sum(size_milli(view.allocations[id_], view.nodes) for id_ in ids)
+            cost = sum(self._sizes[id_] for id_ in ids)
             bound = usable.milli(trial.view.nodes[node.name], trial.view) - now - cost
             if bound > 0:
                 found.append((bound, ids, off))
@@ -391,8 +392,7 @@ class _Planner:
         for id_ in sorted(self._movable):
             allocation = view.allocations[id_]
             if len(allocation.placements) == 1:
-                size = size_milli(allocation, view.nodes)
-                sizes[allocation.node] = sizes.get(allocation.node, 0) + size
+                sizes[allocation.node] = sizes.get(allocation.node, 0) + self._sizes[id_]
         names = sorted(sizes, key=lambda name: (sizes[name], name))
         return [view.nodes[name] for name in names[:SOURCES_MAX]]
 
@@ -406,7 +406,7 @@ class _Planner:
         ]
         simple = [each for each in found if each.request.mig_profile is None and each.devices]
         single = [each for each in simple if len(each.placements) == 1]
-        return sorted(single, key=lambda each: (size_milli(each, view.nodes), each.id))
+        return sorted(single, key=lambda each: (self._sizes[each.id], each.id))
 
     # --- all
 
@@ -414,15 +414,14 @@ class _Planner:
         """Move these away on a trial, the largest first; None: one of them has nowhere to go."""
         trial = self._board.trial()
         leaving = [self._board.view.allocations[id_] for id_ in ids]
-        costs = {each.id: size_milli(each, self._board.view.nodes) for each in leaving}
         steps: list[_Step] = []
-        for allocation in sorted(leaving, key=lambda each: (-costs[each.id], each.id)):
+        for allocation in sorted(leaving, key=lambda each: (-self._sizes[each.id], each.id)):
             accepts = stays_below(self._policy.hot_milli, allocation, trial.view)
             spot = self._best_spot(allocation, trial, off, accepts)
             if spot is None:
                 return None
             move(allocation, spot.placements, trial)
-            steps.append(_Step(allocation, spot, costs[allocation.id]))
+            steps.append(_Step(allocation, spot, self._sizes[allocation.id]))
         return trial, steps
 
     def _best_spot(

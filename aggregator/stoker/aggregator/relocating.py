@@ -53,9 +53,9 @@ def spots(
         plan = find_place(request, board.view, dict.fromkeys(off, allocation.id))
         found = [] if plan is None else [plan.placements]
     elif request.is_share:
-        found = [(one,) for one in _shares(request, board.view, off, accepts)]
+        found = [(one,) for one in _shares(request, board, off, accepts)]
     else:
-        found = [(one,) for one in _wholes(request, board.view, off)]
+        found = [(one,) for one in _wholes(request, board, off)]
     # A place is worth what it is once the old one is given back, which may be on the same node.
     without = board.trial()
     without.take(allocation.id)
@@ -112,14 +112,14 @@ def only(node: NodeView, uuids: Collection[str]) -> NodeView:
     return replace(node, gpus=tuple(gpu for gpu in node.gpus if gpu.gpu.uuid in uuids))
 
 
-def _wholes(request: Request, view: FleetView, off: Off) -> Iterator[Placement]:
+def _wholes(request: Request, board: Board, off: Off) -> Iterator[Placement]:
     """Yield one placement for each node, the nodes with fewest free GPUs first."""
-    nodes = [
+    view = board.view
+    nodes = (
         node
-        for node in view.nodes.values()
+        for node in board.fullest(for_shares=False)
         if node.free_gpus >= request.gpus and node.name not in off
-    ]
-    nodes.sort(key=lambda node: node.free_gpus)
+    )
     for node in _fitting(request, nodes, view):
         open_to_it = [gpu.gpu.uuid for gpu in node.gpus if gpu.gpu.uuid not in off]
         devices = choose(request, only(node, open_to_it), view)
@@ -127,13 +127,11 @@ def _wholes(request: Request, view: FleetView, off: Off) -> Iterator[Placement]:
             yield Placement(node.name, devices)
 
 
-def _shares(request: Request, view: FleetView, off: Off, accepts: Accepts) -> Iterator[Placement]:
+def _shares(request: Request, board: Board, off: Off, accepts: Accepts) -> Iterator[Placement]:
     """Yield a placement for each GPU that could give the share, and differs from those before."""
-    nodes = [
-        node for node in view.nodes.values() if node.room_bytes_max > 0 and node.name not in off
-    ]
     # Those with a GPU that is shared already come before those where a whole one would be broken.
-    nodes.sort(key=lambda node: (not any(_is_shared(gpu) for gpu in node.gpus), node.free_gpus))
+    view = board.view
+    nodes = (node for node in board.fullest(for_shares=True) if node.name not in off)
     for node in _fitting(request, nodes, view):
         seen: set[tuple[object, ...]] = set()
         for gpu in gpus_for_part(request, node):
@@ -147,7 +145,7 @@ def _shares(request: Request, view: FleetView, off: Off, accepts: Accepts) -> It
                 yield Placement(node.name, devices)
 
 
-def _fitting(request: Request, nodes: list[NodeView], view: FleetView) -> Iterator[NodeView]:
+def _fitting(request: Request, nodes: Iterator[NodeView], view: FleetView) -> Iterator[NodeView]:
     found = 0
     for node in nodes:
         if found >= NODES_TRIED_MAX:
@@ -155,10 +153,6 @@ def _fitting(request: Request, nodes: list[NodeView], view: FleetView) -> Iterat
         if refuse(request, node, view) is None:
             found += 1
             yield node
-
-
-def _is_shared(gpu: GpuView) -> bool:
-    return bool(gpu.claims) and gpu.room_bytes > 0
 
 
 def _no_worse(

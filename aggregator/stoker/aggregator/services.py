@@ -28,7 +28,8 @@ SILENCE_SECONDS = 1.5
 GONE_SECONDS = 10.0  # then it is not waited for any more
 # After the start, replicas have so long to register and agents to come back.
 SETTLE_SECONDS = 10.0
-# A review that comes so late tells that the process stood still: nobody could be heard meanwhile.
+# A review so long after the last one, of whichever service, tells that the process stood still:
+# nobody could be heard meanwhile.
 STANDSTILL_SECONDS = 1.0
 # What was seen counts half after so long.
 HALF_LIFE_SECONDS = 2.0
@@ -265,6 +266,7 @@ class Services:
 
         `stand` tells how an allocation's endpoint stands.
         """
+        self._forgive_standstill(now)
         changed: list[str] = []
         over: list[tuple[str, str]] = []
         silent: list[str] = []
@@ -298,11 +300,12 @@ class Services:
             self._gone[endpoint.service] = None
 
     def _forgive_standstill(self, now: float) -> None:
+        """Hold nothing against endpoints that they could not say, or said when it was later."""
         stood = now - self._reviewed_at
         self._reviewed_at = now
-        if stood > STANDSTILL_SECONDS:
+        if stood > STANDSTILL_SECONDS or stood < 0:  # the clock was set back
             for entry in self._entries.values():
-                entry.seen_at = min(now, entry.seen_at + stood)
+                entry.seen_at = min(now, entry.seen_at + max(0.0, stood))
 
     def _totals_of(self, endpoint: Endpoint) -> Totals:
         key = (endpoint.service, endpoint.node, endpoint.gpu)

@@ -7,7 +7,14 @@ new name holds what was granted under the old one, so its report speaks for both
 from collections.abc import Mapping
 from typing import Protocol
 
-from stoker.aggregator.model import Allocation, AllocationState, Claim, Node, NodeStatus
+from stoker.aggregator.model import (
+    Allocation,
+    AllocationState,
+    Claim,
+    Node,
+    NodeStatus,
+    Placement,
+)
 
 
 class Tables(Protocol):
@@ -21,6 +28,8 @@ class Tables(Protocol):
     def claims(self) -> Mapping[str, tuple[Claim, ...]]: ...
     @property
     def tenants(self) -> Mapping[str, tuple[str, ...]]: ...
+    @property
+    def homes(self) -> Mapping[str, tuple[str, ...]]: ...
     def status(self, node: str) -> NodeStatus: ...
 
 
@@ -36,25 +45,41 @@ def allocations_on(fleet: Tables, node: str) -> dict[str, Allocation]:
 
 def granted_under_former_name(fleet: Tables, node: str) -> list[Allocation]:
     """Return what is granted on GPUs of the node under another name that its agent had."""
-    agent = fleet.nodes[node].facts
-    found: dict[str, Allocation] = {}
-    for claim in (c for gpu in agent.gpus for c in fleet.claims.get(gpu.uuid, ())):
-        allocation = fleet.allocations[claim.allocation_id]
-        for name in allocation.nodes:
-            is_same_agent = (
-                name != node and fleet.nodes[name].facts.incarnation == agent.incarnation
-            )
-            if is_same_agent and fleet.status(name).session == 0:
-                found[allocation.id] = allocation
-    return list(found.values())
+    own = frozenset(fleet.tenants.get(node, ()))
+    ids = dict.fromkeys(
+        claim.allocation_id
+        for gpu in fleet.nodes[node].facts.gpus
+        for claim in fleet.claims.get(gpu.uuid, ())
+        if claim.allocation_id not in own
+    )
+    others = [fleet.allocations[id_] for id_ in ids]
+    return [each for each in others if former_name(fleet, each, node)]
 
 
-def voice_of(fleet: Tables, node: str) -> str:
-    """Return the node that speaks for it: itself, or what its agent is called by now."""
-    if fleet.status(node).session != 0 or node not in fleet.nodes:
+def former_name(fleet: Tables, allocation: Allocation, node: str) -> str:
+    """Return the node of the allocation for which `node` speaks by now; empty: there is none."""
+    return next(
+        (
+            placement.node
+            for placement in allocation.placements
+            if placement.node != node and voice_of(fleet, placement) == node
+        ),
+        "",
+    )
+
+
+def voice_of(fleet: Tables, placement: Placement) -> str:
+    """Return the node that speaks for a placement: its own, or what its agent is called by now.
+
+    That is the same journal on the same GPUs: one on others is that of a host which was cloned.
+    """
+    node = placement.node
+    if fleet.status(node).session != 0:
         return node
     incarnation = fleet.nodes[node].facts.incarnation
-    for name, other in fleet.nodes.items():
-        if other.facts.incarnation == incarnation and fleet.status(name).session != 0:
-            return name
+    for device in placement.devices:
+        for name in fleet.homes.get(device.uuid, ()):
+            is_same_agent = fleet.nodes[name].facts.incarnation == incarnation
+            if is_same_agent and fleet.status(name).session != 0:
+                return name
     return node

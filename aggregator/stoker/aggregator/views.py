@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import assert_never
 
 from stoker.aggregator.changelog import ChangeLog
@@ -132,6 +133,8 @@ def view_node(
             [seen(one.gpu) if one.gpu.uuid in changed else one for one in claimed.before.gpus]
         )
         cordoned = claimed.before.cordoned_gpus
+    known = {tenant.id for tenant in tenants}
+    strays = [held for held in (status.held or {}).values() if held.id not in known]
     free: dict[str, int] = {}
     room_bytes_max = 0
     for gpu in gpus:
@@ -145,9 +148,13 @@ def view_node(
         problem=_problem(status),
         gpus=gpus,
         missing=status.missing,
-        cpu_free_milli=_left(node.facts.cpu_milli, (t.request.cpu_milli for t in tenants)),
+        cpu_free_milli=_left(
+            node.facts.cpu_milli,
+            (each.cpu_milli for each in chain((t.request for t in tenants), strays)),
+        ),
         host_memory_free_bytes=_left(
-            node.facts.host_memory_bytes, (t.request.host_memory_bytes for t in tenants)
+            node.facts.host_memory_bytes,
+            (each.host_memory_bytes for each in chain((t.request for t in tenants), strays)),
         ),
         services=_services(node.facts.name, tenants),
         assignments_unknown=status.processes.assignments_unknown if status.processes else "",

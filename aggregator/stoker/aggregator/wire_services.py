@@ -6,7 +6,7 @@ from stoker.aggregator.routing import Share
 from stoker.aggregator.services import EndpointView, ServiceView, Sign
 from stoker.core.addresses import parse_address
 from stoker.core.errors import BadInput, shown
-from stoker.core.latencies import BUCKETS
+from stoker.core.latencies import BUCKETS, SECONDS_MAX
 from stoker.v1 import services_pb2
 
 CAPACITY_MAX = 1_000_000
@@ -48,9 +48,8 @@ def read_sign(message: services_pb2.SignOfLife) -> Sign:
     if len(counts) != BUCKETS:
         raise Malformed("sign.latency_counts", f"must be {BUCKETS} counts, found {len(counts)}")
     limits.number(sum(counts), "sign.latency_counts", 0, message.operations - message.errors)
-    seconds = limits.finite(message.latency_sum_seconds, "sign.latency_sum_seconds")
-    if seconds < 0:
-        raise Malformed("sign.latency_sum_seconds", f"must not be below 0, found {seconds:g}")
+    seconds = message.latency_sum_seconds
+    limits.number(seconds, "sign.latency_sum_seconds", 0, OPERATIONS_MAX * SECONDS_MAX)
     return Sign(message.operations, message.errors, counts, seconds, message.in_flight)
 
 

@@ -101,7 +101,7 @@ class AsyncFleet:
         self._channel = grpc.aio.insecure_channel(address, options=channel_options())
         self._stub = wire.async_stub(self._channel)
         self._services = wire_services.async_stub(self._channel)
-        self._routers: list[AsyncRouter] = []
+        self._routers: set[AsyncRouter] = set()
         self._allocating = wire.async_allocating(self._channel)
 
     async def __aenter__(self) -> Self:
@@ -117,8 +117,8 @@ class AsyncFleet:
 
     async def close(self) -> None:
         """Hang up. What was allocated outside a context lives on until its TTL."""
-        while self._routers:
-            await self._routers.pop().close()
+        for router in tuple(self._routers):
+            await router.close()
         await self._channel.close()
 
     # --- allocations
@@ -419,9 +419,14 @@ class AsyncFleet:
     def router(self, service: str) -> AsyncRouter:
         """Return who says which endpoint of `service` the next call goes to, until closed."""
         router = AsyncRouter(
-            self._services, service, self.address, patience=self._patience, rng=self._rng
+            self._services,
+            service,
+            self.address,
+            patience=self._patience,
+            rng=self._rng,
+            closed=self._routers.discard,
         )
-        self._routers.append(router)
+        self._routers.add(router)
         return router
 
     async def services(self) -> tuple[ServiceEndpoints, ...]:

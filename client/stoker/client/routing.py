@@ -1,15 +1,18 @@
 """Which endpoint the next call goes to: two are drawn, and the one with less on it is taken.
 
-Endpoints are drawn in proportion to their published weight, and of two the one is taken on which
-this client has fewer calls under way for its weight: power of two choices, with bins of different
-sizes (Mitzenmacher, IEEE TPDS 2001; Wieder, SPAA 2007). The weight is half a second old and knows
-all callers, the count is fresh and knows only ours; together a slow endpoint is felt at once.
+Endpoints are drawn in proportion to their published weight. The first stands while this client has
+no call on it; else of two the one is taken that would have fewer calls of ours for its weight, this
+call among them: power of two choices, with bins of different sizes (Mitzenmacher, IEEE TPDS 2001;
+Wieder, SPAA 2007). The weight is half a second old and knows all callers, the count is fresh and
+knows only ours; together a slow endpoint is felt at once. Without this call among them, a slow one
+would be taken whenever it is idle for us, and callers are many.
 
 An endpoint on which a call failed is left out for a moment, longer each time it fails again,
 without waiting for the aggregator; when all are left out, the one is taken whose moment ends first.
 While the aggregator is away, calls go on by what it said last.
 """
 
+import concurrent.futures
 import logging
 import random
 import threading
@@ -41,14 +44,23 @@ _ANSWERS = frozenset(
 
 _log = logging.getLogger(__name__)
 
-IsFailure = Callable[[Exception], bool]
+# None: it cannot be told.
+IsFailure = Callable[[Exception], bool | None]
 
 
-def is_failure(error: Exception) -> bool:
-    """Whether an exception of a call says that its endpoint is in trouble: all but answers."""
+def is_failure(error: Exception) -> bool | None:
+    """Whether an exception of a call says that its endpoint is in trouble: all but answers.
+
+    None: the call was cancelled, nearly always by the caller itself, which tells nothing.
+    """
+    if isinstance(error, grpc.FutureCancelledError | concurrent.futures.CancelledError):
+        return None
     if isinstance(error, grpc.RpcError):
-        call: grpc.Call = error  # type: ignore[assignment]
-        return call.code().name not in _ANSWERS
+        # An error that some wrapper made need not be a call.
+        status: grpc.StatusCode | None = getattr(error, "code", lambda: None)()
+        if status is grpc.StatusCode.CANCELLED:
+            return None
+        return status is None or status.name not in _ANSWERS
     return True
 
 
@@ -181,10 +193,10 @@ class Picker:
     def _of_two(self, now: float) -> Endpoint | None:
         """Return the better of two that are drawn; None: all are left out for the moment."""
         one = self._draw(now)
-        if one is None:
-            return None
+        # Idle endpoints are called by their weight.
+        if one is None or not self._track(one.address).in_flight:
+            return one
         other = self._draw(now, one)
-        # Where both are equal, the first draw stands: idle endpoints are called by their weight.
         if other is not None and self._calls_for_weight(other) < self._calls_for_weight(one):
             return other
         return one
@@ -207,7 +219,7 @@ class Picker:
         return drawn
 
     def _calls_for_weight(self, endpoint: Endpoint) -> float:
-        return self._track(endpoint.address).in_flight / endpoint.weight
+        return (self._track(endpoint.address).in_flight + 1) / endpoint.weight
 
     def _why_none(self) -> str:
         known = list(self._endpoints.values())

@@ -12,7 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 from stoker.client.errors import ClientError, InvalidRequest
 from stoker.client.lease import Lease
 from stoker.client.model import Allocation
-from stoker.core.latencies import BUCKETS, bucket_of
+from stoker.core.latencies import BUCKETS, SECONDS_MAX, bucket_of
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -129,12 +129,13 @@ class Service:
     def observe(self, operations: int = 1, seconds: float | None = None, errors: int = 0) -> None:
         """Count operations that have ended; `errors` of them failed.
 
-        `seconds` is what each of them took, of a batch the time of the batch; None: not known.
+        `seconds` is what each of them took, of a batch the time of the batch, at most a year; None:
+        not known.
         """
         good = operations - errors
-        if errors < 0 or good < 0 or (seconds is not None and not 0 <= seconds < float("inf")):
+        if errors < 0 or good < 0 or (seconds is not None and not 0 <= seconds <= SECONDS_MAX):
             raise InvalidRequest(
-                f"observe: wanted operations >= errors >= 0 and seconds >= 0, found "
+                "observe: wanted operations >= errors >= 0 and seconds from 0 to a year, found "
                 f"operations={operations}, errors={errors}, seconds={seconds}"
             )
         with self._lock:

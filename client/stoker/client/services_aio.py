@@ -4,7 +4,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
 from types import TracebackType
 from typing import Any, Self
@@ -97,19 +97,25 @@ class _Line:
                 lost: grpc.RpcError | None = None
             except grpc.RpcError as error:
                 lost = error
+            except grpc.aio.UsageError:  # the channel is closed
+                self._end(wire_services.closed(self._address), was_heard=was_heard)
+                return
             if self.leaving.is_set():
                 return
             failures = 1 if self._is_heard else failures + 1
             failed, self._trouble = wire_services.why_lost(lost, self._call, self._address)
             if not is_retried(self._call.method, failed.status, failed.reason, has_key=False):
-                self._service.end(self._trouble)
-                self._heard.set()
-                if was_heard:
-                    _log.warning("%r is over", self._service)
+                self._end(self._trouble, was_heard=was_heard)
                 return
             if failures == 1 and was_heard:
                 _log.warning("%r is not heard, trying again: %s", self._service, self._trouble)
             await self._pause(pause_seconds(failures, self._rng))
+
+    def _end(self, error: ClientError, *, was_heard: bool) -> None:
+        self._service.end(error)
+        self._heard.set()
+        if was_heard:
+            _log.warning("%r is over", self._service)
 
     async def _once(self) -> None:
         rpc = self._stub.Serve()
@@ -172,14 +178,22 @@ class AsyncRouter:
     """
 
     def __init__(
-        self, stub: Any, service: str, address: str, *, patience: float, rng: random.Random
+        self,
+        stub: Any,
+        service: str,
+        address: str,
+        *,
+        patience: float,
+        rng: random.Random,
+        closed: Callable[["AsyncRouter"], object],
     ) -> None:
-        """Begin to follow them; for a running event loop."""
+        """Begin to follow them, in a running event loop; `closed` is told when that is over."""
         self._stub = stub
         self._call = wire_services.watch_endpoints(service)
         self._address = address
         self._patience = patience
         self._rng = rng
+        self._closed = closed
         self._picker = Picker(service, rng)
         self._heard = asyncio.Event()
         self._following = asyncio.create_task(self._follow(), name=f"endpoints of {service}")
@@ -198,7 +212,10 @@ class AsyncRouter:
 
     async def close(self) -> None:
         """Follow them no longer."""
-        await _end(self._following)
+        try:
+            await _end(self._following)
+        finally:
+            self._closed(self)
 
     @property
     def endpoints(self) -> tuple[Endpoint, ...]:
@@ -236,7 +253,7 @@ class AsyncRouter:
         """Pick an endpoint for the call that the context makes.
 
         An exception for which `failed` says so leaves the endpoint out for a moment; without it,
-        every one but a gRPC status by which the replica has answered.
+        every one but a gRPC status by which the replica has answered, or a call that was cancelled.
         """
         if not self._picker.has_heard:
             await self.ready()
@@ -246,7 +263,8 @@ class AsyncRouter:
             yield endpoint
             ok = True
         except Exception as error:
-            ok = not failed(error)
+            has_failed = failed(error)
+            ok = None if has_failed is None else not has_failed
             raise
         finally:
             self.done(endpoint, ok=ok)
@@ -254,7 +272,12 @@ class AsyncRouter:
     async def _follow(self) -> None:
         failures = 0
         while True:
-            rpc = self._stub.WatchEndpoints(self._call.message, timeout=WATCH_SECONDS_MAX)
+            try:
+                rpc = self._stub.WatchEndpoints(self._call.message, timeout=WATCH_SECONDS_MAX)
+            except grpc.aio.UsageError:  # the channel is closed
+                self._picker.lose(wire_services.closed(self._address))
+                self._heard.set()
+                return
             try:
                 async for message in rpc:
                     failures = 0

@@ -4,7 +4,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
@@ -95,27 +95,37 @@ class _Line:
                 lost: grpc.RpcError | None = None
             except grpc.RpcError as error:
                 lost = error
+            except Unreachable as closed:
+                self._end(closed, was_heard=was_heard)
+                return
             if self._leaving.is_set():
                 return
             failures = 1 if self._is_heard else failures + 1
             failed, self._trouble = wire_services.why_lost(lost, self._call, self._address)
             if not is_retried(self._call.method, failed.status, failed.reason, has_key=False):
-                self._service.end(self._trouble)
-                self._heard.set()
-                if was_heard:
-                    _log.warning("%r is over", self._service)
+                self._end(self._trouble, was_heard=was_heard)
                 return
             if failures == 1 and was_heard:
                 _log.warning("%r is not heard, trying again: %s", self._service, self._trouble)
             self._leaving.wait(pause_seconds(failures, self._rng))
 
+    def _end(self, error: ClientError, *, was_heard: bool) -> None:
+        self._service.end(error)
+        self._heard.set()
+        if was_heard:
+            _log.warning("%r is over", self._service)
+
     def _once(self) -> None:
+        """Serve until the stream ends; raises Unreachable when the client was closed."""
         quiet = threading.Event()
         with self._lock:
             if self._leaving.is_set():
                 return
             self._quiet = quiet
-            rpc = self._rpc = self._stub.Serve(self._messages(quiet))
+            try:
+                rpc = self._rpc = self._stub.Serve(self._messages(quiet))
+            except ValueError as error:  # gRPC's, of a channel that is closed
+                raise wire_services.closed(self._address) from error
         try:
             for answer in rpc:
                 self._is_heard = True
@@ -143,14 +153,22 @@ class Router:
     """
 
     def __init__(
-        self, stub: Any, service: str, address: str, *, patience: float, rng: random.Random
+        self,
+        stub: Any,
+        service: str,
+        address: str,
+        *,
+        patience: float,
+        rng: random.Random,
+        closed: Callable[["Router"], object],
     ) -> None:
-        """Begin to follow them."""
+        """Begin to follow them; `closed` is told when that is over."""
         self._stub = stub
         self._call = wire_services.watch_endpoints(service)
         self._address = address
         self._patience = patience
         self._rng = rng
+        self._closed = closed
         self._picker = Picker(service, rng)
         self._heard = threading.Event()
         self._closing = threading.Event()
@@ -179,6 +197,7 @@ class Router:
             if self._rpc is not None:
                 self._rpc.cancel()
         self._following.join()
+        self._closed(self)
 
     @property
     def endpoints(self) -> tuple[Endpoint, ...]:
@@ -214,7 +233,7 @@ class Router:
         """Pick an endpoint for the call that the context makes.
 
         An exception for which `failed` says so leaves the endpoint out for a moment; without it,
-        every one but a gRPC status by which the replica has answered.
+        every one but a gRPC status by which the replica has answered, or a call that was cancelled.
         """
         if not self._picker.has_heard:
             self.ready()
@@ -224,7 +243,8 @@ class Router:
             yield endpoint
             ok = True
         except Exception as error:
-            ok = not failed(error)
+            has_failed = failed(error)
+            ok = None if has_failed is None else not has_failed
             raise
         finally:
             self.done(endpoint, ok=ok)
@@ -240,6 +260,10 @@ class Router:
                 lost: grpc.RpcError | None = None
             except grpc.RpcError as error:
                 lost = error
+            except Unreachable as closed:
+                self._picker.lose(closed)
+                self._heard.set()
+                return
             if self._closing.is_set():
                 return
             failures += 1
@@ -252,8 +276,12 @@ class Router:
             self._closing.wait(pause_seconds(failures, self._rng))
 
     def _begin(self) -> Any:
+        """Return a new stream; raises Unreachable when the client was closed."""
         with self._lock:
             if self._closing.is_set():
                 return iter(())
-            self._rpc = self._stub.WatchEndpoints(self._call.message, timeout=WATCH_SECONDS_MAX)
+            try:
+                self._rpc = self._stub.WatchEndpoints(self._call.message, timeout=WATCH_SECONDS_MAX)
+            except ValueError as error:  # gRPC's, of a channel that is closed
+                raise wire_services.closed(self._address) from error
             return self._rpc

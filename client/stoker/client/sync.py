@@ -102,7 +102,7 @@ class Fleet:
         self._channel = grpc.insecure_channel(address, options=channel_options())
         self._stub = wire.stub(self._channel)
         self._services = wire_services.stub(self._channel)
-        self._routers: list[Router] = []
+        self._routers: set[Router] = set()
         self._allocating = wire.allocating(self._channel)
 
     def __enter__(self) -> Self:
@@ -118,8 +118,8 @@ class Fleet:
 
     def close(self) -> None:
         """Hang up. What was allocated outside a context lives on until its TTL."""
-        while self._routers:
-            self._routers.pop().close()
+        for router in tuple(self._routers):
+            router.close()
         self._channel.close()
 
     # --- allocations
@@ -416,9 +416,14 @@ class Fleet:
     def router(self, service: str) -> Router:
         """Return who says which endpoint of `service` the next call goes to, until closed."""
         router = Router(
-            self._services, service, self.address, patience=self._patience, rng=self._rng
+            self._services,
+            service,
+            self.address,
+            patience=self._patience,
+            rng=self._rng,
+            closed=self._routers.discard,
         )
-        self._routers.append(router)
+        self._routers.add(router)
         return router
 
     def services(self) -> tuple[ServiceEndpoints, ...]:

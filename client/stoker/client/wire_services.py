@@ -81,6 +81,11 @@ def why_lost(
     return failed, error_of(failed, call, address)
 
 
+def closed(address: str) -> errors.Unreachable:
+    """Return the error of a stream that was to begin on a connection that its client hung up."""
+    return errors.Unreachable(f"the client of the aggregator at {address} is closed")
+
+
 def _standing(answer: services_pb2.ServeResponse) -> Standing | None:
     if not answer.HasField("standing"):
         return None

@@ -10,6 +10,8 @@ BOUNDS: tuple[float, ...] = (
     *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
 )
 BUCKETS = len(BOUNDS) + 1
+# A year: no operation takes longer, and sums of many stay numbers.
+SECONDS_MAX = 31_536_000.0
 
 
 def bucket_of(seconds: float) -> int:

@@ -8,14 +8,14 @@ import asyncio
 import itertools
 import sys
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from random import Random
 
 import grpc
 import msgspec
 
-from stoker.client import AsyncRouter, ClientError, Endpoint, connect_async
+from stoker.client import AsyncRouter, ClientError, Endpoint, NoEndpoint, connect_async
 from stoker.core.clock import Clock, SystemClock
 from stoker.testing.load import Connected, Failed, Measure, instructions, say, to_micros
 from stoker.testing.replica_messages import CallsPlan, CallsReport
@@ -33,6 +33,8 @@ def in_turn(router: AsyncRouter) -> Choose:
     @asynccontextmanager
     async def choose() -> AsyncGenerator[Endpoint]:
         endpoints = router.endpoints
+        if not endpoints:
+            raise NoEndpoint("there is none whose turn it could be")
         yield endpoints[next(turn) % len(endpoints)]
 
     return choose
@@ -50,6 +52,14 @@ POLICIES: Mapping[str, Callable[[AsyncRouter], Choose]] = {
 }
 
 
+def due_times(plan: CallsPlan, window: Measure) -> Iterator[float]:
+    """Yield when calls are due in a window: the same for a seed, as seen from its beginning."""
+    rng = Random(plan.seed)
+    due = window.begins_at
+    while (due := due + rng.expovariate(plan.rate)) < window.ends_at:
+        yield due
+
+
 class Calls:
     """Callers of one service."""
 
@@ -57,7 +67,6 @@ class Calls:
         self._plan = plan
         self._choose = POLICIES[plan.policy](router)
         self._clock = clock
-        self._rng = Random(plan.seed)
         self._channels = Channels()
 
     async def run(self) -> None:
@@ -72,9 +81,8 @@ class Calls:
 
     async def _load(self, window: Measure) -> CallsReport:
         report = CallsReport(0, Counter(), Counter(), [], [])
-        due = window.begins_at
         async with asyncio.TaskGroup() as calls:
-            while (due := due + self._rng.expovariate(self._plan.rate)) < window.ends_at:
+            for due in due_times(self._plan, window):
                 await self._clock.sleep(due - self._clock.monotonic())
                 calls.create_task(self._call(report, due))
         return msgspec.structs.replace(report, calls=len(report.lag_micros))

@@ -1,6 +1,7 @@
 """What a node is told, and when it has certainly let go."""
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 from tests.unit.aggregator.builders import GIB, START, share, whole
@@ -61,6 +62,8 @@ DIFFERENCES = (
     Case("granted, and not held", hold(9), wanted=GRANTED),
     Case("granted, and told already", (), wanted=GRANTED, sent=TOLD_TO_HOLD),
     Case("granted, and held", (), wanted=GRANTED, held=True),
+    Case("dropped before it was granted", hold(9), wanted=GRANTED, sent=TOLD_TO_DROP),
+    Case("being dropped since before it was granted", (), GRANTED, held=True, sent=TOLD_TO_DROP),
     Case("released, and held", drop(9), wanted=RELEASING, held=True),
     Case("released while a hold is under way", drop(9), wanted=RELEASING, sent=TOLD_TO_HOLD),
     Case("released, held, told to hold", drop(9), RELEASING, held=True, sent=TOLD_TO_HOLD),
@@ -108,6 +111,20 @@ def test_hold_waits_for_what_is_dropped_from_its_gpus() -> None:
     assert difference("n1", {"a": GRANTED}, {}, sent, 2, inventory_known=True) == hold(2)
     elsewhere = {"b": replace(HOLD, id="b", gpu_uuids=("n1-9",))}
     assert difference("n1", {"a": GRANTED}, elsewhere, sent, 2, inventory_known=True) == hold(2)
+
+
+@pytest.mark.parametrize("what", ["cpu_milli", "host_memory_bytes"])
+def test_hold_waits_for_what_is_dropped_from_its_host(what: str) -> None:
+    some: dict[str, Any] = {what: GIB}
+    wanted = {"a": replace(GRANTED, request=whole(2, **some))}
+    stray = replace(HOLD, id="b", gpu_uuids=("n1-9",), **some)
+    told = difference("n1", wanted, {"b": stray}, {}, 1, inventory_known=True)
+    assert [(command.allocation_id, command.is_hold) for command in told] == [("b", False)]
+    after = difference("n1", wanted, {}, {"b": told[0]}, 2, inventory_known=True)
+    assert [(command.allocation_id, command.is_hold) for command in after] == [("a", True)]
+    frugal = {"b": replace(HOLD, id="b", gpu_uuids=("n1-9",))}
+    both = difference("n1", wanted, frugal, {}, 1, inventory_known=True)
+    assert [command.allocation_id for command in both] == ["a", "b"]
 
 
 def test_what_could_not_be_adopted_yet_is_not_dropped() -> None:

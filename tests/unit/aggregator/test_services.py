@@ -274,6 +274,39 @@ def test_aggregator_that_stood_still_holds_it_against_nobody() -> None:
     assert stage.reviewed.silent == ()
 
 
+def test_round_that_takes_long_is_no_standstill() -> None:
+    """Other work has the loop between one service and the next, and everybody is heard meanwhile."""
+    stage = staged("a")
+    for number in range(8):
+        stage.register(f"b{number}", f"other-{number}")
+    stage.later(1.0)
+    del stage.signs["a"]
+    for _ in range(4):
+        for name in stage.services.due(stage.now):
+            stage.services.review((name,), stage.now, lambda _: WELL)
+            stage.now += 0.25
+            for id_, make in stage.signs.items():
+                stage.services.handle(SignGiven(stage.now, id_, make()))
+    assert stage.weights() == {"a": 0.0}
+    assert stage.weights("other-0") == {"b0": 1.0}
+
+
+def test_process_that_stands_still_within_a_round_holds_it_against_nobody() -> None:
+    stage = staged("a")
+    names = stage.services.due(stage.now)
+    stage.now += 60.0
+    stage.services.review(names, stage.now, lambda _: WELL)
+    assert stage.weights() == {"a": 1.0}
+
+
+def test_clock_that_is_set_back_keeps_no_silent_endpoint_in() -> None:
+    stage = staged("a", "b")
+    stage.now -= 3600.0
+    del stage.signs["a"]
+    stage.later(2.0)
+    assert stage.weights() == {"a": 0.0, "b": 1.0}
+
+
 def test_settling_is_told() -> None:
     stage = staged("a")
     assert not stage.services.view("tok", stage.now).is_settled

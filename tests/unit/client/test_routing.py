@@ -77,6 +77,17 @@ def test_endpoint_that_does_not_answer_is_avoided_before_its_weight_changes() ->
     assert stuck == 1
 
 
+def test_many_callers_do_not_flood_a_slow_endpoint_that_is_idle_for_each_of_them() -> None:
+    """Each has one call on the fast one; for its next the slow one is no better for being idle."""
+    went = Counter[str]()
+    for seed in range(500):
+        made = picker({"fast": 0.98, "slow": 0.02}, seed)
+        while (first := made.pick(0.0)).address != "fast":
+            made.done(first, 0.0, ok=True)
+        went[made.pick(0.0).address] += 1
+    assert went["slow"] / 500 == pytest.approx(0.02, abs=0.02)
+
+
 def test_endpoint_without_weight_is_not_called() -> None:
     assert picks(picker({"a": 0.0, "b": 1.0}), 100) == {"b": 100}
 
@@ -245,11 +256,16 @@ class Lost(grpc.RpcError):
         (Lost(grpc.StatusCode.INTERNAL), True),
         (Lost(grpc.StatusCode.INVALID_ARGUMENT), False),
         (Lost(grpc.StatusCode.NOT_FOUND), False),
+        (Lost(grpc.StatusCode.CANCELLED), None),
+        (grpc.FutureCancelledError(), None),
+        (grpc.RpcError("made by a wrapper, without a status"), True),
         (ConnectionError(), True),
         (TimeoutError(), True),
     ],
 )
-def test_answer_is_no_failure(error: Exception, expected: bool) -> None:
+def test_answer_is_no_failure_and_a_cancelled_call_tells_nothing(
+    error: Exception, expected: bool | None
+) -> None:
     assert is_failure(error) is expected
 
 

@@ -60,6 +60,8 @@ def test_what_was_taken_is_not_told_again_unless_it_is_put_back() -> None:
         {"seconds": -0.1},
         {"seconds": float("nan")},
         {"seconds": float("inf")},
+        {"seconds": 1.7e9},  # an instant for a duration
+        {"operations": 100, "seconds": 1e308},  # together more than a number can be
     ],
 )
 def test_what_cannot_be_is_refused_and_not_counted(told: dict[str, float]) -> None:

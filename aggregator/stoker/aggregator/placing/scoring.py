@@ -118,7 +118,7 @@ class Scoring:
         tables = self._tables
         start = -1 if is_new else scores.position - columns.log_start
         self.kernels.refresh(
-            columns.rows,
+            columns.rows[: columns.count],
             columns.slots,
             columns.migs,
             scores.class_fits,

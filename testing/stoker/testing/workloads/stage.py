@@ -1,8 +1,8 @@
 """A fleet of the aggregator's own, without its doors: requests go the way that production takes.
 
-Nodes come as events that a real agent would cause. A decision is the request, the view of the
-fleet, `find_place`, the admission, and the grant applied to the fleet; what it took is kept, in
-seconds of this thread's own CPU time, so that neighbours on the machine do not show.
+Nodes come as events that a real agent would cause. A decision is the view of the fleet,
+`find_place`, the admission, and the grant applied to the fleet; what it took is kept, in seconds of
+this thread's own CPU time, so that neighbours on the machine do not show.
 """
 
 import time
@@ -41,8 +41,8 @@ class Stage:
 
     def ask(self, task: Task, id_: str) -> tuple[Placement, ...] | None:
         """Return what the task got, under that id; None: there is no place for it."""
-        began = time.thread_time()
         request = task.request()
+        began = time.thread_time()
         self._placer.learn(request)
         view = self._fleet.view(self._now)
         plan = find_place(request, view, placer=self._placer)
