@@ -7,6 +7,11 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes is a matter of the machine; the rest is as it was, which in CI is other.
+settings.register_profile("any machine", settings(deadline=None))
+settings.load_profile("any machine")
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -46,7 +46,7 @@ def test_every_call_is_answered_under_each_policy() -> None:
     # Each replica in its turn, and the same calls at the same times.
     by_turns, routed = found["policies"]["round_robin"], found["policies"]["stoker"]
     assert by_turns["calls"] == routed["calls"]
-    assert by_turns["shares"][0] == pytest.approx(0.5, abs=0.5 / by_turns["calls"])
+    assert by_turns["shares"][0] == pytest.approx(0.5, abs=0.51 / by_turns["calls"])
     assert routed["shares"][0] < by_turns["shares"][0]
 
 

@@ -165,7 +165,7 @@ async def test_replica_that_leaves_gets_no_calls(fleet: AsyncFleet) -> None:
 
 
 async def two_seconds_later() -> None:
-    """Two seconds, of which this process had some: while a machine lets all wait, nothing is due."""
+    """Two seconds, of which this process had some: a machine that lets all wait proves nothing."""
     for _ in range(40):
         await asyncio.sleep(0.05)
 
@@ -286,6 +286,15 @@ async def test_client_that_is_closed_says_so() -> None:
     with pytest.raises(Unreachable, match="the client of .* is closed"):
         async with fleet.router("tok"):
             pass
+
+
+async def test_replica_whose_client_is_closed_is_told(stage: Stage) -> None:
+    fleet = connect_async(stage.address)
+    allocation = await fleet.request(gpus=1, holder="ann")
+    async with fleet.serve("tok", allocation, address="10.0.0.1:9000") as service:
+        await fleet.close()
+        await until_true("the end", lambda: service.ended is not None)
+        assert isinstance(service.ended, Unreachable)
 
 
 async def test_router_that_is_closed_is_kept_by_nobody() -> None:

@@ -16,6 +16,7 @@ from stoker.aggregator.limits import Malformed
 from stoker.aggregator.model import Allocation, AllocationState, Request
 from stoker.aggregator.placing.placer import Placer
 from stoker.aggregator.queueing import Hosts
+from stoker.aggregator.tenancy import still_with
 from stoker.aggregator.views import name_nodes
 from stoker.aggregator.wire_explain import explanation_message, read_what_ifs
 from stoker.aggregator.wire_requests import read_id
@@ -101,10 +102,12 @@ class Explainer:
                     summary=f"granted on {name_nodes(allocation.nodes)} {since} ago",
                 )
             case AllocationState.RELEASING:
+                nodes = still_with(self._fleet, allocation) or allocation.nodes
+                have = "have" if len(nodes) > 1 else "has"
                 told = placing_pb2.ExplainResponse(
                     node=allocation.node,
-                    summary=f"given up ({allocation.reason}); {name_nodes(allocation.nodes)} has "
-                    "not confirmed yet that it let go",
+                    summary=f"given up ({allocation.reason}); {name_nodes(nodes)} {have} not "
+                    "confirmed yet to have let go",
                 )
             case AllocationState.ENDED:
                 told = placing_pb2.ExplainResponse(summary=f"ended: {allocation.reason}")

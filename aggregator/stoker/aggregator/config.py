@@ -16,7 +16,7 @@ from stoker.aggregator.moves import (
     MOVES_MAX,
     RebalanceOptions,
 )
-from stoker.aggregator.placing.policies import CHOSEN_BY_NAME, Policies
+from stoker.aggregator.placing.policies import CHOSEN_BY_NAME, Policies, parts_of, policy_named
 from stoker.core import config
 from stoker.core.addresses import Address, parse_address
 from stoker.core.config import option, section
@@ -106,7 +106,9 @@ class PlacementConfig:
     """What a good place for a request is."""
 
     policy: str = option(
-        "fragmentation", "The policy of all pools but those below; docs/placement.md tells of each."
+        "fragmentation",
+        "The policy of all pools but those below, or several with weights, such as "
+        "2*binpack+energy; docs/placement.md tells of each.",
     )
     pools: Mapping[str, str] = option(
         NO_POOLS, "Pools that follow another policy, such as {infer: balanced}."
@@ -191,9 +193,14 @@ def _policies(written: PlacementConfig) -> Policies:
     named = {"placement.policy": written.policy}
     named |= {f"placement.pools: {pool}": name for pool, name in written.pools.items()}
     for where, name in named.items():
-        if name not in CHOSEN_BY_NAME:
+        try:
+            policy = policy_named(name)
+        except ValueError as error:
+            raise BadInput(f"{where}: {error}") from None
+        unknown = {each.name for each in parts_of(policy)} - set(CHOSEN_BY_NAME)
+        if unknown:
             known = ", ".join(CHOSEN_BY_NAME)
-            raise BadInput(f"{where}: there is no policy {name!r}; known are {known}")
+            raise BadInput(f"{where}: {min(unknown)} is for comparisons only; known are {known}")
     return Policies.named(written.policy, written.pools)
 
 

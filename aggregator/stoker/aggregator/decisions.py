@@ -6,10 +6,8 @@ Nothing here waits or writes.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import assert_never
 
-from stoker.aggregator import commands
 from stoker.aggregator import events as e
 from stoker.aggregator.admission import objection
 from stoker.aggregator.adoption import adoptable, is_answer
@@ -32,7 +30,7 @@ from stoker.aggregator.tenancy import (
     allocations_on,
     former_name,
     granted_under_former_name,
-    voice_of,
+    has_let_go,
 )
 from stoker.aggregator.upkeep import (
     CordonWatch,
@@ -386,7 +384,8 @@ class Round:
         is_connected = status.session != 0
         for allocation in allocations_on(self._draft, name).values():
             if allocation.state is AllocationState.RELEASING:
-                if all(map(partial(self._has_let_go, allocation.id), allocation.placements)):
+                places = allocation.placements
+                if all(has_let_go(self._draft, allocation.id, place) for place in places):
                     self._happen(e.AllocationEnded(self._now, allocation.id, allocation.reason))
             elif not is_connected:
                 continue  # it may hold it when it is back
@@ -404,19 +403,6 @@ class Round:
         for one in status.held.values():
             if one.id not in sent:  # otherwise it was told already to let go of it
                 self._adopt(node, one)
-
-    def _has_let_go(self, allocation_id: str, placement: Placement) -> bool:
-        """Whether its node certainly does not hold the allocation any more, of a gang its part.
-
-        What a node said before it could not be heard any more still holds: it was told of nothing
-        new since, and what it says when it is back takes the place of that.
-        """
-        voice = voice_of(self._draft, placement)
-        status = self._draft.status(voice)
-        if status.held is None:
-            return False
-        sent = self._draft.sent.get(voice, {})
-        return commands.has_let_go(allocation_id, status.held, sent, status.commands_done)
 
     def _adopt(self, node: Node, held: HeldAllocation) -> None:
         """Take over what a node holds and the ledger does not know, unless its GPUs are taken.

@@ -85,9 +85,7 @@ def gangs(fleet: Fleet, now: float) -> Iterator[Gang]:
                 yield Gang(id_, model, tuple(chain.from_iterable(members)))
 
 
-def _members(
-    fleet: Fleet, placement: Placement, uuids: set[str], now: float
-) -> Iterator[Member]:
+def _members(fleet: Fleet, placement: Placement, uuids: set[str], now: float) -> Iterator[Member]:
     name = placement.node
     samples = fleet.status(name).samples or {}
     oldest = now - INTERVALS_FRESH * fleet.nodes[name].facts.interval_seconds

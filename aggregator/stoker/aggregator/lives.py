@@ -27,7 +27,9 @@ def require_free(
     uuids = {device.mig_device_uuid or device.uuid for device in devices}
     if not 0 < len(set(nodes)) == len(nodes) or len(uuids) < len(devices):
         raise InvalidTransition(f"{event}: no node, or one twice, or a device twice")
-    if len(devices) < event.request.gpus:
+    if len(nodes) != event.request.nodes:
+        raise InvalidTransition(f"{event}: a gang of {event.request.nodes} nodes on {len(nodes)}")
+    if any(len(placement.devices) < event.request.gpus for placement in event.placements):
         raise InvalidTransition(f"{event}: fewer devices than asked for")
     for device in devices:
         others = claims.get(device.uuid, ())

@@ -127,12 +127,12 @@ class Request:
             and dict(self.node_labels or {}) == dict(other.node_labels or {})
         )
 
-    def share_bytes(self, memory_total_bytes: int) -> int:
-        """Return the bytes that a share takes of a GPU with so many."""
+    def share_bytes(self, usable_bytes: int) -> int:
+        """Return the bytes that a share takes of a GPU of which the driver leaves so many."""
         if self.memory_bytes is not None:
             return self.memory_bytes
         assert self.compute_milli is not None, f"no share: {self}"
-        return memory_total_bytes * self.compute_milli // COMPUTE_MILLI
+        return usable_bytes * self.compute_milli // COMPUTE_MILLI
 
     def described(self) -> str:
         """Return the wish in a few words: `2 x H100-80GB` or `20 GiB of one GPU`."""

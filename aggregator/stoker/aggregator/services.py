@@ -303,7 +303,8 @@ class Services:
         """Hold nothing against endpoints that they could not say, or said when it was later."""
         stood = now - self._reviewed_at
         self._reviewed_at = now
-        if stood > STANDSTILL_SECONDS or stood < 0:  # the clock was set back
+        self._started_at += min(0.0, stood)  # the clock was set back
+        if stood > STANDSTILL_SECONDS or stood < 0:
             for entry in self._entries.values():
                 entry.seen_at = min(now, entry.seen_at + max(0.0, stood))
 
@@ -340,10 +341,14 @@ class _Entry:
     def take(self, sign: Sign, now: float) -> None:
         """Take in a sign of life."""
         kept = _kept(now - self._taken_at)
-        self._operations = kept * self._operations + sign.operations
-        self._errors = kept * self._errors + sign.errors
+        # The first may tell of all that was done while nobody listened: it says what operations are
+        # like, and not how many there are in half a second.
+        is_first = self._in_flight is None
+        part = 1 / max(1, sign.operations) if is_first else 1.0
+        self._operations = kept * self._operations + part * sign.operations
+        self._errors = kept * self._errors + part * sign.errors
         pairs = zip(self._counts, sign.latency_counts, strict=True)
-        self._counts = [kept * old + new for old, new in pairs]
+        self._counts = [kept * old + part * new for old, new in pairs]
         self._watched_seconds = kept * self._watched_seconds + max(0.0, now - self._taken_at)
         before = sign.in_flight if self._in_flight is None else self._in_flight
         self._in_flight = kept * before + (1 - kept) * sign.in_flight

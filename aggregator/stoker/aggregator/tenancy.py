@@ -7,10 +7,12 @@ new name holds what was granted under the old one, so its report speaks for both
 from collections.abc import Mapping
 from typing import Protocol
 
+from stoker.aggregator import commands
 from stoker.aggregator.model import (
     Allocation,
     AllocationState,
     Claim,
+    Command,
     Node,
     NodeStatus,
     Placement,
@@ -30,6 +32,8 @@ class Tables(Protocol):
     def tenants(self) -> Mapping[str, tuple[str, ...]]: ...
     @property
     def homes(self) -> Mapping[str, tuple[str, ...]]: ...
+    @property
+    def sent(self) -> Mapping[str, Mapping[str, Command]]: ...
     def status(self, node: str) -> NodeStatus: ...
 
 
@@ -83,3 +87,23 @@ def voice_of(fleet: Tables, placement: Placement) -> str:
             if is_same_agent and fleet.status(name).session != 0:
                 return name
     return node
+
+
+def still_with(fleet: Tables, allocation: Allocation) -> tuple[str, ...]:
+    """Return the nodes that have not been heard to have let go of an allocation, or of a part."""
+    placements = allocation.placements
+    return tuple(each.node for each in placements if not has_let_go(fleet, allocation.id, each))
+
+
+def has_let_go(fleet: Tables, allocation_id: str, placement: Placement) -> bool:
+    """Whether its node certainly does not hold the allocation any more, of a gang its part.
+
+    What a node said before it could not be heard any more still holds: it was told of nothing new
+    since, and what it says when it is back takes the place of that.
+    """
+    voice = voice_of(fleet, placement)
+    status = fleet.status(voice)
+    if status.held is None:
+        return False
+    sent = fleet.sent.get(voice, {})
+    return commands.has_let_go(allocation_id, status.held, sent, status.commands_done)

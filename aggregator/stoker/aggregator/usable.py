@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from stoker.aggregator.model import COMPUTE_MILLI, Allocation, Device, Request
-from stoker.aggregator.placing.filters import could_ever_fit, matches_gpu
+from stoker.aggregator.placing.filters import could_ever_fit, matches_gpu, share_bytes_of
 from stoker.aggregator.placing.shapes import shape_of
 from stoker.aggregator.views import FleetView, GpuView, NodeView
 
@@ -123,7 +123,7 @@ def _useful_milli(request: Request, node: NodeView, alike: list[list[GpuView]]) 
 
 
 def _takes(gpu: GpuView, request: Request) -> bool:
-    wanted = request.share_bytes(gpu.gpu.memory_total_bytes)
+    wanted = share_bytes_of(request, gpu)
     has_compute = gpu.compute_free_milli >= (request.compute_milli or 0)
     return 0 < wanted <= gpu.room_bytes and has_compute
 

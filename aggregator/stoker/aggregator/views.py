@@ -44,6 +44,11 @@ class GpuView:
     compute_free_milli: int  # a share could be promised; 0 where it could have no memory either
     mig_free: tuple[MigDevice, ...]  # that a request could take
 
+    @property
+    def usable_bytes(self) -> int:
+        """Its memory without what the driver keeps for itself."""
+        return max(0, self.gpu.memory_total_bytes - self.reserved_bytes)
+
 
 @dataclass(frozen=True, slots=True)
 class NodeView:
@@ -150,11 +155,14 @@ def view_node(
         missing=status.missing,
         cpu_free_milli=_left(
             node.facts.cpu_milli,
-            (each.cpu_milli for each in chain((t.request for t in tenants), strays)),
+            chain((t.request.cpu_milli for t in tenants), (held.cpu_milli for held in strays)),
         ),
         host_memory_free_bytes=_left(
             node.facts.host_memory_bytes,
-            (each.host_memory_bytes for each in chain((t.request for t in tenants), strays)),
+            chain(
+                (t.request.host_memory_bytes for t in tenants),
+                (held.host_memory_bytes for held in strays),
+            ),
         ),
         services=_services(node.facts.name, tenants),
         assignments_unknown=status.processes.assignments_unknown if status.processes else "",

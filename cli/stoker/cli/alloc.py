@@ -60,8 +60,9 @@ def alloc(
     wish = wish_of(options, labels)
     if not command:
         return asyncio.run(_interruptible(partial(_print_allocation, settings, wish, wait)))
-    if wish.get("nodes", 1) > 1:
-        raise BadInput(f"--nodes {wish['nodes']}: COMMAND runs on this host only; leave it out")
+    nodes = wish.get("nodes", 1)
+    if nodes > 1:
+        raise BadInput(f"--nodes {nodes}: COMMAND runs on this host only; leave it out")
     if shutil.which(command[0]) is None:
         raise BadInput(f"{command[0]}: no such command")
     return asyncio.run(_interruptible(partial(_run_command, settings, wish, wait, command)))

@@ -69,6 +69,10 @@ _OPTIONS = (
 )
 
 
+# The options whose parameters are not called as they are.
+_FLAGS = {"models": "--model", "node_labels": "--node-label", "same_label": "--same"}
+
+
 def wish_options(command: C) -> C:
     """Add what may be asked for."""
     for option in reversed(_OPTIONS):
@@ -79,6 +83,12 @@ def wish_options(command: C) -> C:
 def wish_of(options: dict[str, Any], labels: Sequence[str] = ()) -> Wish:
     """Return the wish that options say; what was not said is not in it. Raises BadInput."""
     wish = Wish()
+    for name, value in options.items():
+        if value == "" or (isinstance(value, tuple) and "" in value):
+            # An unset variable of a shell is not to mean that anything will do.
+            raise BadInput(
+                f"{_FLAGS.get(name, '--' + name.replace('_', '-'))}: wanted a value, found none"
+            )
     options = {
         **options,
         "model": options.get("models") or None,

@@ -163,7 +163,15 @@ class Service:
             self.observe(1, time.perf_counter() - began, errors=int(failed))
 
     def timed(self, function: Callable[P, T]) -> Callable[P, T]:
-        """Return the function, or coroutine function, with every call of it an operation."""
+        """Return the function, or coroutine function, with every call of it an operation.
+
+        Raises InvalidRequest for a generator function: its call is over before its work begins.
+        """
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise InvalidRequest(
+                f"timed: wanted a function or a coroutine function, found the generator function "
+                f"{function.__qualname__}; use operation() within it"
+            )
         if inspect.iscoroutinefunction(function):
 
             @functools.wraps(function)

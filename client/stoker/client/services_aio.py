@@ -97,7 +97,9 @@ class _Line:
                 lost: grpc.RpcError | None = None
             except grpc.RpcError as error:
                 lost = error
-            except grpc.aio.UsageError:  # the channel is closed
+            except (grpc.aio.UsageError, asyncio.CancelledError):
+                if _is_cancelled():
+                    raise
                 self._end(wire_services.closed(self._address), was_heard=was_heard)
                 return
             if self.leaving.is_set():
@@ -274,20 +276,22 @@ class AsyncRouter:
         while True:
             try:
                 rpc = self._stub.WatchEndpoints(self._call.message, timeout=WATCH_SECONDS_MAX)
-            except grpc.aio.UsageError:  # the channel is closed
-                self._picker.lose(wire_services.closed(self._address))
-                self._heard.set()
-                return
-            try:
-                async for message in rpc:
-                    failures = 0
-                    self._picker.update(self._call.read(message))
-                    self._heard.set()
+                try:
+                    async for message in rpc:
+                        failures = 0
+                        self._picker.update(self._call.read(message))
+                        self._heard.set()
+                finally:
+                    rpc.cancel()
                 lost: grpc.RpcError | None = None
             except grpc.RpcError as error:
                 lost = error
-            finally:
-                rpc.cancel()
+            except (grpc.aio.UsageError, asyncio.CancelledError):
+                if _is_cancelled():
+                    raise
+                self._picker.lose(wire_services.closed(self._address))
+                self._heard.set()
+                return
             failures += 1
             failed, trouble = wire_services.why_lost(lost, self._call, self._address)
             if failed.status != "DEADLINE_EXCEEDED":  # which ends a stream that is well
@@ -296,6 +300,12 @@ class AsyncRouter:
                 self._heard.set()
                 return
             await asyncio.sleep(pause_seconds(failures, self._rng))
+
+
+def _is_cancelled() -> bool:
+    """Whether this task is to end; else gRPC cancelled a call because its channel was closed."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 async def _end(task: "asyncio.Task[None]") -> None:

@@ -1,12 +1,14 @@
 """An agent as a small model: a journal, a stream of two queues, and no room for two."""
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from tests.unit.aggregator.builders import GIB, make_samples
 
 from stoker.aggregator.model import (
     Command,
+    Device,
     DriverState,
     Frame,
     HeldAllocation,
@@ -44,6 +46,11 @@ class Agent:
     def done(self) -> int:
         """All commands up to this one are carried out."""
         return min((id_ for _, id_ in self.ending), default=self.last_command + 1) - 1
+
+    def has_one_of(self, devices: Iterable[Device]) -> bool:
+        """Whether one of these GPUs, or one that a part of is among these, is of this host."""
+        uuids = {gpu.uuid for gpu in self.facts.gpus}
+        return any(device.uuid in uuids for device in devices)
 
     def report(self, now: float, refusals: tuple[HoldRefusal, ...] = ()) -> None:
         self.sequence += 1

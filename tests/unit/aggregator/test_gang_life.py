@@ -14,6 +14,7 @@ from tests.unit.aggregator.builders import (
 )
 
 from stoker.aggregator.model import AllocationState, HeldAllocation
+from stoker.aggregator.tenancy import still_with
 from stoker.aggregator.wishes import Queued, Refused, Settled
 
 NODES = ("n1", "n2", "n3")
@@ -51,6 +52,7 @@ def test_it_is_over_when_the_last_node_has_let_go() -> None:
     scene.obey("n1")
     scene.decide()
     assert scene.state(id_) is AllocationState.RELEASING, "n2 has not confirmed it"
+    assert still_with(scene.fleet, scene.fleet.allocations[id_]) == ("n2",)
     refused = scene.allocate(whole(2, node="n1"))
     assert isinstance(refused, Refused), "what one node let go of is still part of it"
     scene.obey("n2")

@@ -266,6 +266,21 @@ def test_rate_counts_the_last_seconds() -> None:
     assert view.operations_per_second == pytest.approx(100.0, rel=0.01)
 
 
+def test_what_was_done_in_an_outage_is_counted_and_is_no_load() -> None:
+    """A replica that comes back tells at once of all that it did meanwhile."""
+    stage = staged("b")
+    stage.signs["b"] = lambda: sign(50, 0.009)
+    stage.register("a", gpu="1")
+    stage.services.handle(SignGiven(stage.now, "a", sign(60_000, 0.009)))
+    stage.signs["a"] = lambda: sign(50, 0.2)
+    stage.later(4.0)
+    view = stage.services.view("tok", stage.now).endpoints
+    (rate,) = [each.operations_per_second for each in view if each.endpoint.id == "a"]
+    assert rate == pytest.approx(100.0, rel=0.05)
+    assert stage.reason("a").startswith("slower: a median of ")
+    assert stage.services.totals()["tok", "n1", "1"].operations == 60_000 + 8 * 50
+
+
 def test_aggregator_that_stood_still_holds_it_against_nobody() -> None:
     stage = staged("a", "b")
     stage.now += 60.0
@@ -275,7 +290,7 @@ def test_aggregator_that_stood_still_holds_it_against_nobody() -> None:
 
 
 def test_round_that_takes_long_is_no_standstill() -> None:
-    """Other work has the loop between one service and the next, and everybody is heard meanwhile."""
+    """Other work has the loop between one service and the next; everybody is heard meanwhile."""
     stage = staged("a")
     for number in range(8):
         stage.register(f"b{number}", f"other-{number}")
@@ -305,6 +320,14 @@ def test_clock_that_is_set_back_keeps_no_silent_endpoint_in() -> None:
     del stage.signs["a"]
     stage.later(2.0)
     assert stage.weights() == {"a": 0.0, "b": 1.0}
+
+
+def test_clock_that_is_set_back_unsettles_nothing() -> None:
+    stage = staged("a")
+    stage.later(SETTLE_SECONDS)
+    stage.now -= 3600.0
+    stage.later(1.0)
+    assert stage.services.view("tok", stage.now).is_settled
 
 
 def test_settling_is_told() -> None:

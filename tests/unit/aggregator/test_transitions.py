@@ -1,6 +1,6 @@
 """Every step of an allocation's life that the table has is taken, and every other is refused."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from tests.unit.aggregator.builders import GIB, START, Scene, durable_tables, make_facts, whole
@@ -71,6 +71,10 @@ def granted(id_: str, *devices: Device, node: str = "n1") -> e.AllocationGranted
     return e.AllocationGranted(START, id_, whole(), "", START, (Placement(node, devices),))
 
 
+def half_a_gang(id_: str, *devices: Device) -> e.AllocationGranted:
+    return replace(granted(id_, *devices), request=whole(nodes=2))
+
+
 WHOLE = Device("n1-0", "H100", 0, 80 * GIB, exclusive=True)
 SHARE = Device("n1-0", "H100", 0, 20 * GIB, exclusive=False)
 OTHER = Device("n1-1", "H100", 1, 80 * GIB, exclusive=True)
@@ -96,6 +100,7 @@ IMPOSSIBLE = (
     ),
     Impossible("one device twice", (), granted("a", SHARE, SHARE), "a device twice"),
     Impossible("no device", (), granted("a"), "fewer devices than asked for"),
+    Impossible("half a gang", (), half_a_gang("a", WHOLE), "a gang of 2 nodes on 1"),
     Impossible("no such node", (), granted("a", WHOLE, node="n9"), "there is no node n9"),
     Impossible("cordon of no node", (), e.NodeCordoned(START, "n9", "x"), "there is no node n9"),
     Impossible("uncordon of no node", (), e.NodeUncordoned(START, "n9"), "there is no node n9"),

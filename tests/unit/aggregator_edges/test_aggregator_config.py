@@ -1,5 +1,6 @@
 """The aggregator's options: where they come from, and what they must satisfy."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -100,24 +101,26 @@ def test_cordoning_that_cannot_be_is_named(key: str, value: str) -> None:
 def test_policies_of_placement(tmp_path: Path) -> None:
     file = tmp_path / "aggregator.yaml"
     file.write_text(
-        "placement: {policy: binpack, pools: {infer: balanced}, compile_from_gpus: 8}\n",
+        "placement: {policy: 2*binpack+energy, pools: {infer: balanced}, compile_from_gpus: 8}\n",
         encoding="utf-8",
     )
     settings = load(file, {}, {})
-    assert settings.policies.of("train").name == "binpack"
+    assert settings.policies.of("train").name == "2*binpack+energy"
     assert settings.policies.of("infer").name == "balanced"
     assert settings.compile_from_gpus == 8
 
 
 @pytest.mark.parametrize(
-    ("environ", "where"),
+    ("variable", "text", "where"),
     [
-        ({"STOKER_AGGREGATOR_PLACEMENT_POLICY": "best"}, "placement.policy"),
-        ({"STOKER_AGGREGATOR_PLACEMENT_POOLS": "infer=best"}, "placement.pools: infer"),
+        ("POLICY", "best", "placement.policy: there is no placement policy 'best'"),
+        ("POOLS", "infer=best", "placement.pools: infer: there is no placement policy 'best'"),
+        ("POOLS", "infer=binpack+balanced", "balanced does not score nodes"),
         # Published policies that are there to be compared with.
-        ({"STOKER_AGGREGATOR_PLACEMENT_POOLS": "policy=random"}, "placement.pools: policy"),
+        ("POOLS", "policy=random", "placement.pools: policy: random is for comparisons only"),
+        ("POLICY", "binpack+packing", "placement.policy: packing is for comparisons only"),
     ],
 )
-def test_a_policy_that_is_not_known(environ: dict[str, str], where: str) -> None:
-    with pytest.raises(BadInput, match=f"{where}: .* known are fragmentation, binpack, spread"):
-        load(None, environ, {})
+def test_a_policy_that_is_not_known(variable: str, text: str, where: str) -> None:
+    with pytest.raises(BadInput, match=re.escape(where)):
+        load(None, {f"STOKER_AGGREGATOR_PLACEMENT_{variable}": text}, {})

@@ -361,6 +361,21 @@ async def test_nothing_is_supposed_about_what_is_granted() -> None:
         await explainer(scene).explain(message)
 
 
+async def test_of_a_gang_those_nodes_are_named_that_have_not_let_go() -> None:
+    scene = Scene(*(make_facts(name, 1) for name in ("n1", "n2", "n3")))
+    gang = scene.grant(whole(nodes=3))
+    scene.release(gang.id)
+    for name, who in (
+        ("n1", "nodes n1, n2, n3 have"),
+        ("n2", "nodes n2, n3 have"),
+        ("", "node n3 has"),
+    ):
+        answer = await explainer(scene).explain(message_of(f"why {gang.id}"))
+        assert answer.summary == f"given up (released); {who} not confirmed yet to have let go"
+        if name:
+            scene.obey(name)
+
+
 async def test_a_question_changes_nothing() -> None:
     scene = queue()
     before = (scene.fleet.version, list(scene.fleet.allocations.items()), scene.view().nodes)

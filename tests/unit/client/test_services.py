@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from hypothesis import given
@@ -103,6 +104,20 @@ def test_timed_function_counts_every_call() -> None:
     with pytest.raises(TypeError):
         half("x")  # type: ignore[arg-type]
     assert counted(service.take()) == (1, 1, 0)
+
+
+def test_generator_function_is_not_timed() -> None:
+    """Its call returns at once: a replica that streams its answers would look fast and idle."""
+
+    async def tokens() -> AsyncIterator[str]:
+        yield "a"
+
+    def lines() -> Iterator[str]:
+        yield "a"
+
+    for function in (tokens, lines):
+        with pytest.raises(InvalidRequest, match=f"{function.__name__}; use operation"):
+            make().timed(function)
 
 
 async def test_timed_coroutine_function_is_timed_to_its_end() -> None:

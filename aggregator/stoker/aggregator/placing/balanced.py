@@ -274,7 +274,7 @@ class _Gpus:
         """Write what the GPUs of a node are and have left."""
         rows = [
             (
-                *(number, gpu.gpu.index, gpu.gpu.memory_total_bytes, gpu.room_bytes),
+                *(number, gpu.gpu.index, gpu.usable_bytes, gpu.room_bytes),
                 *(gpu.compute_free_milli, len(gpu.mig_free)),
             )
             for gpu in gpus

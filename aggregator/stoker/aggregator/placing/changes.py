@@ -253,7 +253,7 @@ def less_compute(s: Situation) -> Iterator[Change]:
     levels = (gpu.compute_free_milli for gpu in gpus)
     if s.request.memory_bytes is None:  # the memory goes with the compute
         levels = (
-            min(gpu.compute_free_milli, gpu.room_bytes * 1000 // gpu.gpu.memory_total_bytes)
+            min(gpu.compute_free_milli, gpu.room_bytes * 1000 // max(1, gpu.usable_bytes))
             for node in s.view.nodes.values()
             for gpu in node.gpus
         )

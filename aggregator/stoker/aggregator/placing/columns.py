@@ -36,7 +36,7 @@ class _Row:
     number: int
     model: str
     gpus: tuple[GpuView, ...]  # those of the model, in PCI order
-    slots: list[tuple[int, int, int, int]]
+    slots: list[tuple[int, ...]]
     migs: dict[int, int]
     fixed: tuple[int, ...] = ()  # columns of what stays with the inventory
     moving: tuple[int, ...] = ()  # columns of what changes with every grant
@@ -291,14 +291,17 @@ class Columns:
         is_as_long = len(before) == len(gpus)
         if not is_as_long:
             self.slots[row.number] = 0
-            row.slots = [(0, 0, 0, 0)] * len(gpus)
+            row.slots = [(0,) * k.SLOT_COLUMNS] * len(gpus)
         changed = has_migs = False
         for place, gpu in enumerate(gpus):
             if gpu.mig_free:
                 has_migs = True
             if is_as_long and before[place] is gpu:
                 continue
-            slot = (self._card_id(gpu), _left(gpu), gpu.room_bytes, gpu.compute_free_milli)
+            slot = (
+                *(self._card_id(gpu), _left(gpu), gpu.room_bytes, gpu.compute_free_milli),
+                gpu.usable_bytes,
+            )
             if slot != row.slots[place]:
                 row.slots[place] = slot
                 self.slots[row.number, place] = slot
@@ -330,7 +333,7 @@ def _left(gpu: GpuView) -> int:
     """Return how many thousandths of it are left, by memory and compute; all only if it is idle."""
     if gpu.is_free:
         return k.IDLE
-    usable = gpu.gpu.memory_total_bytes - gpu.reserved_bytes
+    usable = gpu.usable_bytes
     if usable <= 0 or gpu.room_bytes <= 0:
         return 0
     by_memory = gpu.room_bytes * COMPUTE_MILLI // usable

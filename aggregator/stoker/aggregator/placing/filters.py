@@ -129,8 +129,12 @@ def free_gpus(request: Request, node: NodeView) -> list[GpuView]:
 
 
 def share_bytes_of(request: Request, gpu: GpuView) -> int:
-    """Return the bytes that a share takes of the GPU."""
-    return request.share_bytes(gpu.gpu.memory_total_bytes)
+    """Return the bytes that a share takes of the GPU.
+
+    A part of the compute takes the same part of what the driver leaves: of all the memory, two
+    halves would not fit on one card.
+    """
+    return request.share_bytes(gpu.usable_bytes)
 
 
 def has_room(request: Request, gpu: GpuView, node: NodeView) -> bool:
@@ -410,16 +414,12 @@ def _is_capable(request: Request, gpu: Gpu) -> bool:
     )
 
 
-def _usable_bytes(gpu: GpuView) -> int:
-    return max(0, gpu.gpu.memory_total_bytes - gpu.reserved_bytes)
-
-
 def _nearest(request: Request, gpus: Sequence[GpuView]) -> tuple[int, int]:
     """Return what a share would take of the largest of these, and what that one has."""
-    largest = max(gpus, key=_usable_bytes, default=None)
+    largest = max(gpus, key=lambda gpu: gpu.usable_bytes, default=None)
     if largest is None:
         return request.memory_bytes or 0, 0
-    return share_bytes_of(request, largest), _usable_bytes(largest)
+    return share_bytes_of(request, largest), largest.usable_bytes
 
 
 def _usable_ever(request: Request, node: NodeView) -> list[GpuView]:
@@ -433,7 +433,7 @@ def _usable_ever(request: Request, node: NodeView) -> list[GpuView]:
 def _could_ever(request: Request, gpus: Iterable[GpuView]) -> bool:
     """Whether these, if nobody had anything of them, would do for whole GPUs or a share."""
     if request.is_share:
-        return any(0 < _usable_bytes(gpu) >= share_bytes_of(request, gpu) for gpu in gpus)
+        return any(0 < gpu.usable_bytes >= share_bytes_of(request, gpu) for gpu in gpus)
     return _most_of_one_model(gpus) >= request.gpus
 
 

@@ -47,7 +47,8 @@ SLOT_CARD = 0
 SLOT_LEFT = 1  # thousandths; IDLE: a whole-GPU request can take it
 SLOT_ROOM = 2  # bytes that a share can take
 SLOT_COMPUTE = 3  # thousandths that a share can be promised
-SLOT_COLUMNS = 4
+SLOT_USABLE = 4  # bytes that the driver leaves
+SLOT_COLUMNS = 5
 
 # `ask`: what a shape wants of a node.
 ASK_TAKE = 0  # shapes.Take
@@ -60,7 +61,7 @@ TAKE_CPU, TAKE_SHARE, TAKE_WHOLE, TAKE_MIG = range(4)
 
 # `needs`: what a shape takes of one GPU of each card.
 NEED_FITS = 0
-NEED_ROOM = 1
+NEED_ROOM = 1  # 0: the same part of what the driver leaves as of the compute
 NEED_COMPUTE = 2
 NEED_MILLI = 3  # for scores
 NEED_COLUMNS = 4
@@ -292,17 +293,21 @@ def refresh(
                 score += 1 << 18
 
         # Then by the device: of a share each one that it fits on, of others all alike. The fullest
-        # one goes where the score leaves it open, also with the published policies; but the first
-        # of equal ones where those score devices.
+        # one goes where the score leaves it open, also with the published policies; but with FGD,
+        # which scores devices, the first of equal ones, and with DOTPROD the first that fits.
         is_share = take == TAKE_SHARE
         best_key, best_left, left_before = -1, IDLE + 1, -1
         for slot in range(count_slots if is_share else 1):
             left, after, free_after = 0, 0, free - gpus
             if is_share:
                 kind = slots[row, slot, SLOT_CARD]
+                room = needs[kind, NEED_ROOM]
+                if room == 0:
+                    room = slots[row, slot, SLOT_USABLE] * needs[kind, NEED_COMPUTE] // 1000
                 if (
                     needs[kind, NEED_FITS] == 0
-                    or slots[row, slot, SLOT_ROOM] < needs[kind, NEED_ROOM]
+                    or slots[row, slot, SLOT_ROOM] <= 0
+                    or slots[row, slot, SLOT_ROOM] < room
                     or slots[row, slot, SLOT_COMPUTE] < needs[kind, NEED_COMPUTE]
                 ):
                     continue
@@ -357,7 +362,7 @@ def refresh(
             elif tie_by == TIE_FULLEST and is_share:
                 tie = IDLE - left
             key = (max(0, min(SCORE_MAX, score)) << TIE_BITS) + tie
-            is_fuller = left < best_left and mode != FGD
+            is_fuller = left < best_left and mode != FGD and mode != DOTPROD
             if key > best_key or (key == best_key and is_fuller):
                 best_key, best_left = key, left
                 if is_share:

@@ -27,7 +27,7 @@ from stoker.aggregator.placing import kernels as k
 from stoker.aggregator.placing.balanced import Balancer
 from stoker.aggregator.placing.columns import Columns
 from stoker.aggregator.placing.devices import choose
-from stoker.aggregator.placing.filters import refuse
+from stoker.aggregator.placing.filters import refuse, share_bytes_of
 from stoker.aggregator.placing.kernels import INTERPRETED, Flags, Ints, Kernels
 from stoker.aggregator.placing.mix import Mix
 from stoker.aggregator.placing.parts import taken_values
@@ -65,9 +65,7 @@ class Placer:
         balancer: Balancer | None = None,
     ) -> None:
         self._policies = policies or Policies()
-        self._columns = Columns(
-            keeps_kinds=any(policy.mode == k.CLUSTERING for policy in self._policies.all())
-        )
+        self._columns = Columns(keeps_kinds=k.CLUSTERING in self._policies.modes())
         self._tables = Tables(self._columns, self._policies, mix or Mix(), is_learning=is_learning)
         self._scoring = Scoring(self._columns, self._policies, self._tables, kernels)
         self._balancer = balancer or Balancer()
@@ -272,7 +270,7 @@ class Placer:
                 slots = self._scoring.slots_of(scores, row)
                 slot = slots[self._chance(len(slots))]
             facts = gpus[slot].gpu
-            size, milli = request.share_bytes(facts.memory_total_bytes), request.compute_milli
+            size, milli = share_bytes_of(request, gpus[slot]), request.compute_milli
             return (Device(facts.uuid, facts.model, facts.index, size, False, milli),)
         if take is Take.WHOLE and self._columns.is_even(row):
             free = [gpu.gpu for gpu in gpus if gpu.is_free]

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from stoker.aggregator.placing import kernels as k
 
@@ -14,6 +15,8 @@ class Policy:
     summary: str  # for a person
     mode: int  # of the kernels
     tie: int = k.TIE_ORDER
+    # Of a mixture: what it is made of, with weights; the first one says which GPU of a node.
+    parts: "tuple[tuple[Policy, float], ...]" = ()
 
 
 _ALL = (
@@ -71,10 +74,44 @@ class Policies:
         """Return those that any node follows, the default first, each once."""
         return list(dict.fromkeys([self.default, *self.by_pool.values()]))
 
+    def modes(self) -> set[int]:
+        """Return the kernels' modes that any of them, or a part of one, goes by."""
+        return {part.mode for policy in self.all() for part in parts_of(policy)}
 
-def policy_named(name: str) -> Policy:
-    """Return the policy; raises ValueError with the known names."""
-    policy = POLICIES.get(name)
+
+def parts_of(policy: Policy) -> list[Policy]:
+    """Return what the policy is made of: of one that is no mixture itself."""
+    return [part for part, _ in policy.parts] or [policy]
+
+
+@lru_cache(maxsize=256)  # the same text is the same policy
+def policy_named(text: str) -> Policy:
+    """Return the policy of that name, or the mixture that is written `2*binpack+energy`.
+
+    Raises ValueError with what is known.
+    """
+    terms = [_term(each, text) for each in text.split("+")]
+    if len(terms) == 1 and terms[0][1] == 1.0:
+        return terms[0][0]
+    for policy, weight in terms:
+        if policy in (BALANCED, RANDOM):
+            raise ValueError(f"{text!r}: {policy.name} does not score nodes, so it cannot be mixed")
+        if not 0.0 < weight < float("inf"):
+            raise ValueError(
+                f"{text!r}: wanted a weight above 0 for {policy.name}, found {weight:g}"
+            )
+    first = terms[0][0]
+    return Policy(text, f"a mixture: {text}", first.mode, first.tie, tuple(terms))
+
+
+def _term(text: str, whole: str) -> tuple[Policy, float]:
+    weight, star, name = text.rpartition("*")
+    policy = POLICIES.get(name.strip())
     if policy is None:
-        raise ValueError(f"there is no placement policy {name!r}; known: {', '.join(POLICIES)}")
-    return policy
+        raise ValueError(
+            f"there is no placement policy {name.strip()!r}; known are {', '.join(POLICIES)}"
+        )
+    try:
+        return policy, float(weight) if star else 1.0
+    except ValueError:
+        raise ValueError(f"{whole!r}: wanted a weight before {text!r}, such as 2*binpack") from None

@@ -1,10 +1,10 @@
 """The scores of shapes on rows, kept up to date: only rows that changed since are scored again."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from stoker.aggregator.model import MIG_ANY, Request
+from stoker.aggregator.model import COMPUTE_MILLI, MIG_ANY, Request
 from stoker.aggregator.placing import kernels as k
 from stoker.aggregator.placing.columns import Columns
 from stoker.aggregator.placing.filters import is_mig_match, matches_gpu
@@ -22,6 +22,7 @@ from stoker.aggregator.placing.tables import Tables, is_large_enough
 # Scores that are remembered, over all shapes; 5 bytes each. The shapes longest unused go first.
 SCORES_MAX = 8_000_000
 SHAPES_MIN = 64
+_MIXED_MAX = 100_000  # points of a place that is the best for every part of a mixture
 
 
 @dataclass(slots=True)
@@ -55,7 +56,7 @@ class Scoring:
         self._columns = columns
         self._policies = policies
         self._tables = tables
-        self._kept: dict[tuple[Shape, Policy, bool], Scores] = {}
+        self._kept: dict[tuple[Shape, Policy, Policy | None], Scores] = {}
         self._uses = 0
 
     def scores(self, shape: Shape, policy: Policy, *, everywhere: bool) -> Scores:
@@ -63,14 +64,33 @@ class Scoring:
 
         `everywhere`: also on nodes that follow another policy.
         """
-        key = (shape, policy, everywhere)
+        if not policy.parts:
+            return self._scores(shape, policy, None if everywhere else policy)
+        # Parts are made comparable: the worst place that fits is 0 for each of them, the best 1.
+        owner = None if everywhere else policy
+        parts = [(self._scores(shape, part, owner), weight) for part, weight in policy.parts]
+        first = parts[0][0]
+        fits = first.keys != k.NO_FIT
+        total = np.zeros(len(first.keys))
+        for part, weight in parts:
+            points = (part.keys >> k.TIE_BITS).astype(np.float64)
+            least, most = points[fits].min(initial=np.inf), points[fits].max(initial=-np.inf)
+            if most > least:
+                total += weight * (points - least) / (most - least)
+        total *= _MIXED_MAX / sum(weight for _, weight in parts)
+        mixed = (total.astype(np.int32) << k.TIE_BITS) | (first.keys & k.TIE_MAX)
+        return replace(first, keys=np.where(fits, mixed, k.NO_FIT).astype(np.int32))
+
+    def _scores(self, shape: Shape, policy: Policy, owner: Policy | None) -> Scores:
+        """Return the scores on the nodes that follow `owner`; None: on all."""
+        key = (shape, policy, owner)
         found = self._kept.get(key)
         if found is None:
             self._make_room()
             found = self._kept[key] = _new_scores(shape, policy)
         self._uses += 1
         found.used_at = self._uses
-        self._bring_up_to_date(found, shape, policy, everywhere)
+        self._bring_up_to_date(found, shape, owner)
         return found
 
     def slots_of(self, scores: Scores, row: int) -> list[int]:
@@ -78,18 +98,18 @@ class Scoring:
         count = int(self._columns.rows[row, k.ROW_SLOTS])
         slots = self._columns.slots[row, :count]
         needs = scores.needs[slots[:, k.SLOT_CARD]]
+        parts = slots[:, k.SLOT_USABLE] * needs[:, k.NEED_COMPUTE] // COMPUTE_MILLI
+        rooms = np.where(needs[:, k.NEED_ROOM] > 0, needs[:, k.NEED_ROOM], parts)
         fits = (
             (needs[:, k.NEED_FITS] == 1)
-            & (slots[:, k.SLOT_ROOM] >= needs[:, k.NEED_ROOM])
+            & (slots[:, k.SLOT_ROOM] >= np.maximum(rooms, 1))
             & (slots[:, k.SLOT_COMPUTE] >= needs[:, k.NEED_COMPUTE])
         )
         return [int(slot) for slot in np.flatnonzero(fits)]
 
     # --- helpers
 
-    def _bring_up_to_date(
-        self, scores: Scores, shape: Shape, policy: Policy, everywhere: bool
-    ) -> None:
+    def _bring_up_to_date(self, scores: Scores, shape: Shape, owner: Policy | None) -> None:
         columns = self._columns
         is_new = (
             scores.epoch != self._tables.epoch
@@ -114,7 +134,7 @@ class Scoring:
         if scores.generation != columns.generation:
             scores.classes = 0
         if scores.classes != len(columns.classes):
-            self._judge_classes(scores, policy, everywhere)
+            self._judge_classes(scores, owner)
         tables = self._tables
         start = -1 if is_new else scores.position - columns.log_start
         self.kernels.refresh(
@@ -156,13 +176,13 @@ class Scoring:
             for key in oldest[: len(oldest) // 4]:
                 del self._kept[key]
 
-    def _judge_classes(self, scores: Scores, policy: Policy, everywhere: bool) -> None:
+    def _judge_classes(self, scores: Scores, owner: Policy | None) -> None:
         columns, request = self._columns, scores.request
         fits = np.zeros(len(columns.classes), np.uint8)
         fits[: scores.classes] = scores.class_fits[: scores.classes]
         for number in range(scores.classes, len(fits)):
             node = columns.class_samples[number]
-            is_ours = everywhere or self._policies.of(node.node.facts.pool) is policy
+            is_ours = owner is None or self._policies.of(node.node.facts.pool) is owner
             fits[number] = is_ours and not (
                 asked_pool(request, node)
                 or asked_labels(request, node)
@@ -179,7 +199,9 @@ class Scoring:
             size = size_of(shape, card)
             gpu = columns.card_samples[number].gpu
             fits = matches_gpu(request, gpu) and is_large_enough(size, card)
-            needs[number] = (fits, size.memory_bytes, size.compute_milli, size.milli)
+            is_part = shape.take is Take.SHARE and shape.memory_bytes is None
+            room = 0 if is_part else size.memory_bytes
+            needs[number] = (fits, room, size.compute_milli, size.milli)
         return needs
 
     def _mig_ranks(self, request: Request, shape: Shape) -> Ints:

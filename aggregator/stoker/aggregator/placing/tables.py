@@ -52,7 +52,7 @@ class Tables:
         self.worths: Floats = np.zeros((0, 2))
         self.versions: Ints = _NO_INTS
         self._columns = columns
-        modes = {policy.mode for policy in policies.all()}
+        modes = policies.modes()
         self._counts_losses = k.LOSS in modes
         self._counts_fragments = bool(modes & {k.FGD, k.LOSS})
         self._mix = mix

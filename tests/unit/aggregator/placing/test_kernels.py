@@ -104,3 +104,12 @@ async def test_placement_runs_interpreted_where_nothing_can_be_compiled(
     await compiled.run_when_worth_it(used.append, lambda: 1, 0, tmp_path, VirtualClock())
     assert used == []
     assert "placement runs interpreted" in caplog.text
+
+
+async def test_without_numba_nothing_is_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiled, "is_available", lambda: False)
+    used: list[Kernels] = []
+    await compiled.run_when_worth_it(used.append, lambda: 1_000, 0, tmp_path, VirtualClock())
+    assert used == []

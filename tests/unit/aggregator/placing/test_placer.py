@@ -21,6 +21,7 @@ from stoker.aggregator import events as e
 from stoker.aggregator.model import MIG_ANY, Gpu, NodeFacts, Plan, Request
 from stoker.aggregator.placing import columns, scoring
 from stoker.aggregator.placing.mix import Mix
+from stoker.aggregator.placing.place import place
 from stoker.aggregator.placing.placer import Placer
 from stoker.aggregator.placing.policies import POLICIES, Policies, policy_named
 from stoker.aggregator.placing.shapes import shape_of
@@ -330,5 +331,65 @@ def test_each_pool_follows_its_policy() -> None:
 
 
 def test_an_unknown_policy_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="no placement policy 'best'; known: fragmentation, bin"):
+    with pytest.raises(
+        ValueError, match="no placement policy 'best'; known are fragmentation, bin"
+    ):
         policy_named("best")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("binpack", "b/1"),
+        ("spread", "a/0"),
+        ("3*binpack+spread", "b/1"),
+        ("binpack+3*spread", "a/0"),
+    ],
+)
+def test_a_mixture_goes_by_the_weights(text: str, expected: str) -> None:
+    scene = Scene(host("a"), host("b"), host("c", 1))
+    for request in (on("b", whole(1)), on("c", whole(1))):
+        scene.grant(request)
+    assert where(make_placer(text).find(whole(1), scene.view())) == expected
+
+
+def test_a_mixture_in_one_pool_leaves_the_others_alone() -> None:
+    scene = Scene(*(host(f"{pool}{i}", pool=pool) for pool in ("mix", "thin") for i in (1, 2)))
+    for node in ("mix2", "thin2"):
+        scene.grant(on(node, whole(1)))
+    placer = Placer(Policies.named("spread", {"mix": "2*binpack+energy"}))
+    assert where(placer.find(whole(1, pool="mix"), scene.view())) == "mix2/1"
+    assert where(placer.find(whole(1, pool="thin"), scene.view())) == "thin1/0"
+
+
+@pytest.mark.parametrize(
+    ("text", "story"),
+    [
+        ("binpack+best", "no placement policy 'best'"),
+        ("two*binpack", "wanted a weight before 'two.binpack'"),
+        ("0*binpack+energy", "wanted a weight above 0 for binpack, found 0"),
+        ("binpack+balanced", "balanced does not score nodes"),
+    ],
+)
+def test_a_mixture_that_cannot_be(text: str, story: str) -> None:
+    with pytest.raises(ValueError, match=story):
+        policy_named(text)
+
+
+def test_two_halves_fit_on_one_card_of_which_the_driver_keeps_a_part() -> None:
+    facts = make_facts("n1", 1)
+    scene = Scene(facts)
+    scene.frame("n1", samples=make_samples(facts.gpus, reserved_bytes=GIB + 1))
+    placer = Placer()
+    for _ in range(2):
+        half = whole(1, compute_milli=500)
+        plan = placer.find(half, scene.view())
+        assert plan == place(half, scene.view())
+        assert plan is not None
+        (device,) = plan.devices
+        assert device.memory_bytes == (79 * GIB - 1) // 2
+        scene.record(
+            e.AllocationGranted(scene.now, scene.new_id(), half, "", scene.now, plan.placements)
+        )
+    assert placer.find(whole(1, compute_milli=1), scene.view()) is None
+    assert not isinstance(place(whole(1, compute_milli=1), scene.view()), Plan)
