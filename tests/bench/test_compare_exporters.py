@@ -14,6 +14,7 @@ def row(name: str, **parts: float) -> Row:
     return Row(name, sum(parts.values()), parts, 96.0, 384, 75 * 2**20, "1 Hz")
 
 
+@pytest.mark.slow
 @pytest.mark.compiler
 def test_stoker_is_measured_without_the_other_tools(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

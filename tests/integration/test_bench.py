@@ -86,6 +86,7 @@ def test_allocate_grants_what_is_asked_for_and_takes_it_back(tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_without_json_the_figures_are_lines_for_people() -> None:
     done = bench("ingest", "--nodes=2", "--seconds=1", "--no-bare")
     assert done.returncode == 0, done.stderr

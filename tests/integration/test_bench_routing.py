@@ -28,6 +28,7 @@ def bench(*arguments: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
+@pytest.mark.slow
 def test_every_call_is_answered_under_each_policy() -> None:
     done = bench("--replicas=2", "--rate=20", "--seconds=2", "--slow=8", "--json")
     assert done.returncode == 0, done.stderr

@@ -9,6 +9,9 @@ class ChangeLog:
 
     def __init__(self, parent: "ChangeLog | None" = None) -> None:
         self.parent = parent
+        # As of when the nodes were looked at last, Unix seconds: one may have been stale then whose
+        # frame had arrived before, and was taken in after that.
+        self.looked_at = float("-inf")
         self._names: list[str] = []
         self._dropped = 0
 

@@ -118,6 +118,7 @@ class Fleet:
             )
             self._log.add(name)
         self._dirty.clear()
+        (self._log.parent or self._log).looked_at = now
         tables = (self.statuses, self.allocations, self._log)
         return FleetView(now, self._views, self.fresh_until, self.hosts_version, *tables)
 
@@ -177,7 +178,7 @@ class Fleet:
         draft.fresh_until = self.fresh_until
         draft._leases = Deadlines(draft.expires)
         draft._waits = Deadlines(draft.wait_until)
-        self.view(0.0)
+        self.view(self._log.looked_at)
         draft._views = ChainMap({}, self._views)  # thousands of nodes take long to copy
         draft._log = ChangeLog(self._log)
         draft._is_draft = True
@@ -484,7 +485,7 @@ class Fleet:
         if after.last_sample_at is not None and after.last_sample_at != before.last_sample_at:
             interval = self.nodes[name].facts.interval_seconds
             fresh_until = after.last_sample_at + INTERVALS_FRESH * interval
-            if self.fresh_until.get(name, 0.0) < event.at <= fresh_until:
+            if self.fresh_until.get(name, 0.0) < max(event.at, self._log.looked_at) <= fresh_until:
                 self.capacity_version += 1
                 self._log.add(name)
             self.fresh_until[name] = fresh_until

@@ -27,6 +27,7 @@ from stoker.aggregator.model import (
     MissingGpu,
     Request,
 )
+from stoker.aggregator.placing.placer import Placer
 from stoker.aggregator.processes import ProcessTable
 from stoker.aggregator.views import describe_foreign
 
@@ -296,6 +297,17 @@ def test_those_who_wait_are_looked_at_when_a_stale_node_is_fresh_again() -> None
 # --- GPUs that come, go and move
 
 LOST = MissingGpu(0, "n1-0", "gpu_lost", "it fell off the bus")
+
+
+def test_node_that_was_stale_when_it_was_looked_at_is_looked_at_again() -> None:
+    """A frame is taken in later than it arrived when its inventory is stored first."""
+    scene, placer = Scene(make_facts(gpus=1)), Placer()
+    stale_after = scene.fleet.fresh_until["n1"]
+    assert placer.find(whole(), scene.fleet.draft().view(stale_after + 0.05)) is None
+    scene.fleet.draft()  # for wishes that look at no node
+    scene.now = stale_after - 0.01
+    scene.sample()
+    assert placer.find(whole(), scene.fleet.draft().view(stale_after + 0.1)) is not None
 
 
 def test_card_that_is_out_keeps_its_claim_and_shows_nothing_that_was() -> None:
