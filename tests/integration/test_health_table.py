@@ -241,7 +241,7 @@ async def node(shared_node: HealthNode) -> HealthNode:
 @pytest.mark.parametrize("row", ROWS, ids=[row.name for row in ROWS])
 async def test_row(row: Row, node: HealthNode, golden: Golden) -> None:
     node.script(**row.scenario)
-    if row.log and row.scenario.keys() == {"events"}:  # the first of both gives the cordon its words
+    if row.log and row.scenario.keys() == {"events"}:  # the first gives the cordon its words
         await node.until_told("the event", "cordoned for its health")
     node.log(*row.log)
     ill = await node.until_told(f"{row.name} to be told", *row.until)
