@@ -56,6 +56,7 @@ def measured(*arguments: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_ingest_counts_every_frame_of_every_agent(tmp_path: Path) -> None:
     sizes = ("--nodes=10", "--gpus=3", "--hz=2", "--seconds=2")
     found = measured("ingest", *sizes, f"--data-dir={tmp_path}")

@@ -440,7 +440,7 @@ BUGS = (
         faults=replace(
             Faults.none(),
             aggregator_disk_slow=1.0,
-            mig_toggled=0.3,
+            mig_toggled=1.0,
             network=NetworkFaults(stream_breaks_per_message=0.08, slow=0.1),
         ),
     ),

@@ -34,7 +34,7 @@ from stoker.core.sdnotify import Notifier
 
 # What lives here is values without cycles, which go when nothing refers to them. To look for cycles
 # stops the loop (a look through a fleet of 1,000 nodes for 20 to 40 ms), so it is done seldom.
-_COLLECTOR_THRESHOLDS = (10_000, 20, 100)
+COLLECTOR_THRESHOLDS = (10_000, 20, 100)
 
 # The writer's thread wants the interpreter for a moment at each step of a commit; a busy loop would
 # let it wait five milliseconds every time.
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = load(options.config, os.environ, flags_of(options))
         set_up_logging(settings.log_level)
         gc.freeze()  # modules stay
-        gc.set_threshold(*_COLLECTOR_THRESHOLDS)
+        gc.set_threshold(*COLLECTOR_THRESHOLDS)
         sys.setswitchinterval(_SWITCH_SECONDS)
         uvloop.run(run(settings))
     except StokerError as error:

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import statistics
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -141,7 +142,7 @@ async def measure_placement(
         seeds=options.seeds,
         mix="learned" if options.is_learning else "given",
         compiled=plan.compiled is not None,
-        offered=timed[0].offered_mean if timed else None,
+        offered=statistics.fmean(run.offered_mean for run in timed) if timed else None,
         policies={
             policy: timed_figures([run for run in timed if run.policy == policy])
             if options.is_timed

@@ -4,12 +4,14 @@ Run as `python -m stoker.testing.workloads.player PLAN`. It ends when its standa
 what it is doing then.
 """
 
+import gc
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
 
+from stoker.aggregator.__main__ import COLLECTOR_THRESHOLDS
 from stoker.core.errors import BadInput
 from stoker.testing.load import Connected, Failed, say
 from stoker.testing.workloads.contenders import kernels_in
@@ -42,4 +44,7 @@ def run(plan: PlacementPlan, lines: Iterable[bytes]) -> None:
 
 
 if __name__ == "__main__":
+    # As in the aggregator: its decisions are what is measured.
+    gc.freeze()
+    gc.set_threshold(*COLLECTOR_THRESHOLDS)
     run(msgspec.json.decode(sys.argv[1], type=PlacementPlan), sys.stdin.buffer)
