@@ -8,6 +8,7 @@ there. Without numba, or where that fails, placement runs interpreted: it decide
 import asyncio
 import importlib.util
 import logging
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from stoker.core.clock import Clock
 LOOK_SECONDS = 5.0
 # Compiling takes three seconds on an idle machine; a process that takes so long hangs.
 COMPILE_SECONDS_MAX = 300.0
+_NICENESS = 19
 
 _log = logging.getLogger(__name__)
 
@@ -107,4 +109,5 @@ async def _compile_elsewhere(folder: Path) -> str:
 
 
 if __name__ == "__main__":
+    os.nice(_NICENESS)  # requests that come meanwhile are placed all the same
     load(Path(sys.argv[1]))

@@ -1,6 +1,6 @@
 """What the aggregator counts of its own doings: counters and histograms that the exporter shows."""
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 
 # From a fast disk's fsync to one that is about to fail.
 _COMMIT_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
@@ -80,6 +80,11 @@ class Meters:
         self.rounds = Counter(
             "stoker_control_rounds",
             "Rounds of the control loop that decided something or looked for it.",
+            registry=self.registry,
+        )
+        self.is_compiled = Gauge(
+            "stoker_placement_compiled",
+            "Whether the loops of placement run compiled: 0 in a small fleet, and until it is done.",
             registry=self.registry,
         )
         for outcome in ("granted", "queued", "refused", "invalid", "repeated", "failed"):

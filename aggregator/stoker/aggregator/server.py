@@ -24,6 +24,7 @@ from stoker.aggregator.health import Health
 from stoker.aggregator.ledger import Ledger
 from stoker.aggregator.meters import Meters
 from stoker.aggregator.picture import Picture, take_picture
+from stoker.aggregator.placing.kernels import Kernels
 from stoker.aggregator.placing.placer import Placer
 from stoker.aggregator.ports import check_free, in_use
 from stoker.aggregator.rpc import add_service
@@ -151,7 +152,7 @@ class Aggregator:
                     tasks.create_task(routing.run(), name="routing"),
                     tasks.create_task(service.rebalancing.run(), name="rebalancing"),
                     tasks.create_task(self._watch_health(control, health), name="health"),
-                    tasks.create_task(self._compile(placer, ledger), name="compiling"),
+                    tasks.create_task(self._compile(placer, ledger, meters), name="compiling"),
                 ]
                 await control.turned()
                 await server.start()
@@ -188,10 +189,15 @@ class Aggregator:
             last = trouble
             await self._clock.sleep(HEALTH_SECONDS)
 
-    async def _compile(self, placer: Placer, ledger: Ledger) -> None:
+    async def _compile(self, placer: Placer, ledger: Ledger, meters: Meters) -> None:
         """Have placement run compiled once the fleet is worth it."""
+
+        def use(kernels: Kernels) -> None:
+            placer.use(kernels)
+            meters.is_compiled.set(1)
+
         await compiled.run_when_worth_it(
-            placer.use,
+            use,
             lambda: len(ledger.fleet.homes),
             self._settings.compile_from_gpus,
             self._settings.data_dir / COMPILED_NAME,

@@ -1,10 +1,13 @@
 """`stoker bench allocate`: how fast GPUs are granted, durably, while a fleet sends its frames."""
 
 import asyncio
+import time
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
+from stoker.aggregator.compiled import is_available
+from stoker.aggregator.config import COMPILE_FROM_GPUS
 from stoker.cli.bench.children import ChildFailed, Children
 from stoker.cli.bench.figures import (
     AllocateReport,
@@ -23,6 +26,10 @@ from stoker.testing.load import ClientsPlan
 HOLD_SECONDS_MAX = 2.0
 TAKEN_RATIO_MAX = 0.25
 _COMMITS = "stoker_ledger_commits_total"
+# The aggregator compiles its loops once per machine; what is measured is a fleet that goes on.
+_COMPILED = "stoker_placement_compiled"
+_COMPILED_SECONDS_MAX = 60.0
+_LOOK_SECONDS = 0.5
 _SCRAPE_SECONDS_MAX = 10.0
 
 
@@ -56,24 +63,36 @@ async def measure_allocation(
         agents = await rig.start_agents(
             server.target, nodes=options.nodes, gpus=options.gpus, hz=options.hz, seed=options.seed
         )
+        if options.nodes * options.gpus >= COMPILE_FROM_GPUS and is_available():
+            progress.tell("waiting until placement is compiled")
+            await _until_compiled(server)
         clients = await rig.start_clients(
             ClientsPlan(server.target, options.rate, options.hold_seconds_mean, options.seed)
         )
-        before = await _commits(server)
+        before = await _metric(server, _COMMITS)
         measured = await rig.measure("measuring", options.seconds, server, agents, (clients,))
-        after = await _commits(server)
+        after = await _metric(server, _COMMITS)
     return _report(options, folder, measured, after - before, fsync)
 
 
-async def _commits(server: Server) -> int:
-    """Return how often the ledger has committed, as the aggregator's metrics say."""
+async def _until_compiled(server: Server) -> None:
+    deadline = time.monotonic() + _COMPILED_SECONDS_MAX
+    while not await _metric(server, _COMPILED):
+        server.child.check()
+        if time.monotonic() >= deadline:
+            raise ChildFailed(f"placement is not compiled after {_COMPILED_SECONDS_MAX:g} s")
+        await asyncio.sleep(_LOOK_SECONDS)
+
+
+async def _metric(server: Server, wanted: str) -> int:
+    """Return a count that the aggregator exports without labels."""
     assert server.metrics_url is not None
     page = await asyncio.to_thread(_scrape, server.metrics_url)
     for line in page.splitlines():
         name, _, value = line.partition(" ")
-        if name == _COMMITS:
+        if name == wanted:
             return int(float(value))
-    raise ChildFailed(f"{server.child.name} does not export {_COMMITS}")
+    raise ChildFailed(f"{server.child.name} does not export {wanted}")
 
 
 def _scrape(url: str) -> str:
