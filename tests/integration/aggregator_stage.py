@@ -13,12 +13,21 @@ from grpc import aio
 from tests.support.waiting import until, until_true
 
 from stoker.aggregator.config import Settings
+from stoker.aggregator.cuts import PartitioningOptions
 from stoker.aggregator.moves import RebalanceOptions
 from stoker.aggregator.server import Aggregator, OpenStore
 from stoker.aggregator.store import Store
 from stoker.core.addresses import Address
 from stoker.core.sdnotify import Notifier
-from stoker.v1 import agent_pb2, agent_pb2_grpc, fleet_pb2, fleet_pb2_grpc, placing_pb2, types_pb2
+from stoker.v1 import (
+    agent_pb2,
+    agent_pb2_grpc,
+    fleet_pb2,
+    fleet_pb2_grpc,
+    mig_pb2,
+    placing_pb2,
+    types_pb2,
+)
 
 GIB = 1 << 30
 H100 = "NVIDIA H100 80GB HBM3"
@@ -167,11 +176,13 @@ async def serving(
     open_store: OpenStore = Store,
     listen: Address = ANY_PORT,
     rebalance: RebalanceOptions | None = None,
+    partitioning: Mapping[str, PartitioningOptions] | None = None,
 ) -> AsyncGenerator[Stage]:
     """An aggregator on the data in `folder`, and at the end an orderly stop."""
     clock = clock or JumpClock()
     moves = rebalance or RebalanceOptions()
-    settings = Settings(listen, ANY_PORT, folder, rebalance=moves)
+    cuts = partitioning or {}
+    settings = Settings(listen, ANY_PORT, folder, rebalance=moves, partitioning=cuts)
     aggregator = Aggregator(
         settings, version="9.9", clock=clock, notifier=Notifier({}), open_store=open_store
     )
@@ -235,6 +246,7 @@ class TinyAgent:
         self.welcome: agent_pb2.Welcome | None = None
         self.commands: list[agent_pb2.Command] = []
         self.ended: aio.AioRpcError | None = None
+        self.on_relay: Callable[[mig_pb2.MigRelay], object] = lambda _: None
         self._call: aio.StreamStreamCall[agent_pb2.AgentMessage, agent_pb2.AggregatorMessage]
 
     @asynccontextmanager
@@ -265,13 +277,14 @@ class TinyAgent:
             boot_id=f"boot of {self.node}",
             simulated=True,
             interval_seconds=self.interval,
-            inventory=agent_pb2.Inventory(
-                driver_version="570", cuda_version="12.8", gpus=self.gpus
-            ),
+            inventory=self.inventory(),
             held=agent_pb2.Held(allocations=self.held.values()),
             process_id=self.process_id,
             monotonic_seconds=self.monotonic(),
         )
+
+    def inventory(self) -> agent_pb2.Inventory:
+        return agent_pb2.Inventory(driver_version="570", cuda_version="12.8", gpus=self.gpus)
 
     async def say(
         self,
@@ -283,6 +296,8 @@ class TinyAgent:
         assignments: Sequence[types_pb2.Assignment] = (),
         driver: agent_pb2.DriverState.ValueType | None = None,
         ill: Mapping[str, types_pb2.GpuHealth] | None = None,
+        mig: Sequence[mig_pb2.GpuMig] | None = None,
+        inventory: bool = False,
     ) -> None:
         """Send the next frame; with `ill`, the verdicts on all GPUs: those by UUID, else well."""
         self.sequence += 1
@@ -313,11 +328,20 @@ class TinyAgent:
                 for gpu in self.gpus
             }
             frame.health.gpus.extend((well | dict(ill)).values())
+        if inventory:
+            frame.inventory.CopyFrom(self.inventory())
+        if mig is not None:
+            frame.mig.gpus.extend(mig)
+            frame.mig.SetInParent()
         await self.send(frame)
 
     async def send(self, frame: agent_pb2.Frame) -> None:
         """Send a frame as it is."""
-        await self._call.write(agent_pb2.AgentMessage(frame=frame))
+        await self.write(agent_pb2.AgentMessage(frame=frame))
+
+    async def write(self, message: agent_pb2.AgentMessage) -> None:
+        """Send a message as it is."""
+        await self._call.write(message)
 
     async def _listen(self) -> None:
         try:
@@ -327,6 +351,8 @@ class TinyAgent:
                         self.welcome = message.welcome
                     case "ack":
                         self.acks.append(message.ack.sequence)
+                    case "mig":
+                        self.on_relay(message.mig)
                     case _:
                         await self._obey(message.command)
         except aio.AioRpcError as error:

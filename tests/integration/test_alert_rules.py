@@ -11,11 +11,12 @@ import pytest
 import yaml
 from tests.support.alert_cases_agents import AGENT_CASES
 from tests.support.alert_cases_fleet import FLEET_CASES
-from tests.support.alert_cases_gpus import HEALTH_CASES, MEMORY_CASES
+from tests.support.alert_cases_gpus import HEALTH_CASES, MEMORY_CASES, MIG_CASES
 from tests.support.alerting import GPU, NODE, Case, series
 
 from stoker.agent.metrics.table import METRICS
 from stoker.agent.model import DriverState
+from stoker.agent.partitions import MigState
 from stoker.agent.verdicts import Check, Verdict
 from stoker.cli.app import stoker as command
 
@@ -24,14 +25,14 @@ RULES = ROOT / "packaging" / "prometheus" / "stoker-alerts.yaml"
 GOLDEN = ROOT / "tests" / "golden"
 # One for everybody who may be woken, worked for the day, or told.
 SEVERITIES = {"critical", "warning", "info"}
-CASES = (*AGENT_CASES, *HEALTH_CASES, *MEMORY_CASES, *FLEET_CASES)
+CASES = (*AGENT_CASES, *HEALTH_CASES, *MEMORY_CASES, *MIG_CASES, *FLEET_CASES)
 # What Prometheus itself makes for every target.
 OF_PROMETHEUS = {"up"}
 # What a label of ours may say in a rule.
 WORDS = {
     "check": {str(each) for each in Check},
     "verdict": {str(each) for each in Verdict},
-    "state": {str(each) for each in DriverState},
+    "state": {str(each) for each in (*DriverState, *MigState)},
     "outcome": {"granted", "queued", "refused", "invalid", "repeated", "failed"},
 }
 

@@ -10,6 +10,7 @@ from tests.support.waiting import until_true
 
 from stoker.cli.errands import Errand
 
+SLOW = """trap 'sleep 0.2; exit 9' TERM; : > "$MARK"; while :; do sleep 0.05; done"""
 STUBBORN = """trap '' TERM; : > "$MARK"; while :; do sleep 0.05; done"""
 
 
@@ -46,3 +47,13 @@ async def test_nothing_to_signal_before_it_runs() -> None:
     errand.forward(signal.SIGTERM)
     errand.stop()
     assert await errand.run({}) == 0
+
+
+async def test_command_that_is_asked_to_end_may_take_its_time(tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    errand = Errand(["sh", "-c", SLOW], grace_seconds=0.0)
+    errand.end()  # it does not run yet
+    run = asyncio.create_task(errand.run({"MARK": str(mark)}))
+    await until_true("the command to be ready", mark.exists)
+    errand.end()
+    assert await run == 9

@@ -132,8 +132,8 @@ ROWS = {
     "a time that is no number": Row(b'{"verb":"release","for_seconds":NaN}\n', "understood"),
     "brackets without end": Row(b'{"a":' + b"[" * 4000 + b"\n", "cannot be understood"),
     "two requests": Row(b'{"verb":"status"}\n{"verb":"resume"}\n', "one line is one connection"),
-    "too much": Row(b" " * 100_000 + b"\n", "longer than 4096 bytes"),
-    "too much without an end": Row(b'"' + b"a" * 100_000, "longer than 4096 bytes"),
+    "too much": Row(b" " * 100_000 + b"\n", "longer than 65536 bytes"),
+    "too much without an end": Row(b'"' + b"a" * 100_000, "longer than 65536 bytes"),
 }
 
 

@@ -70,3 +70,17 @@ async def test_a_mig_device_from_wish_to_release(fleet: AsyncFleet) -> None:
     await fleet.release(small.id)
     again = await fleet.request(mig="1g.10gb", wait="20s")
     assert again.devices[0].mig_device_uuid == device.mig_device_uuid
+
+
+async def test_several_mig_devices_and_enough_of_a_gpus_compute(fleet: AsyncFleet) -> None:
+    both = await fleet.request(mig="any", gpus=2, wait="20s")
+    names = [each.mig_device_uuid for each in both.devices]
+    assert sorted(each.mig_profile for each in both.devices) == ["1g.10gb", "3g.40gb"]
+    assert both.env["CUDA_VISIBLE_DEVICES"] == ",".join(names)
+    with pytest.raises(Refused):
+        await fleet.request(mig="any")
+    await fleet.release(both.id)
+    most = await fleet.request(mig="any", compute=0.4, wait="20s")
+    assert [each.mig_profile for each in most.devices] == ["3g.40gb"]
+    with pytest.raises(Refused):
+        await fleet.request(mig="any", compute=0.4)

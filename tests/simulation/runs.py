@@ -1,6 +1,7 @@
 """Which seeds are run, and each run once, however many tests look at it.
 
-make simulate SEED=7           one seed; TROUBLE_SECONDS, NODES, GPUS, CLIENTS as a failure says
+make simulate SEED=7           one seed; TROUBLE_SECONDS, NODES, GPUS, CLIENTS as a failure says,
+                               and MIG=1 for a world with partitioned GPUs
 STOKER_SEED=7 make test-slow   another base for the rotating seeds, else it is the date
 STORY=1                        tells the whole story, not only its end
 """
@@ -37,6 +38,7 @@ def scenario(seed: int, seconds: float = 180.0, nodes: int = 6, gpus: int = 4) -
         nodes=int(os.environ.get("NODES", nodes)),
         gpus=int(os.environ.get("GPUS", gpus)),
         clients=int(os.environ.get("CLIENTS", 2 * nodes)),
+        mig=bool(os.environ.get("MIG")),
     )
 
 

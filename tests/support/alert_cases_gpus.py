@@ -54,6 +54,56 @@ def others(check: str) -> dict[str, Story]:
     }
 
 
+def partitioning(now: str, *, is_withheld: bool = True) -> Story:
+    """How far a GPU is on the way to its MIG layout."""
+    states = ("pending", "draining", "applying", "reboot-required", "success", "failed")
+    return {
+        series("stoker_gpu_mig_withheld", GPU): str(int(is_withheld)),
+        **{
+            series("stoker_gpu_mig_state", GPU, state=each): str(int(each == now))
+            for each in states
+        },
+    }
+
+
+FAILED_ALONE = {series("stoker_gpu_mig_state", GPU, state="failed"): "1"}
+
+MIG_CASES = (
+    Case(
+        "StokerMigFailed",
+        "warning",
+        5,
+        fires=FAILED_ALONE,
+        labels={**GPU, "state": "failed"},
+        summary="GPU 3 of node n1 could not be partitioned",
+        description="GPU 3 (GPU-3f2, H100) of node n1 did not get the MIG layout that was declared "
+        "for it. Run `stoker mig status --node n1`: it tells why, and how the GPU is now.",
+        silent={
+            "it is in place": partitioning("success", is_withheld=False),
+            "it is not its turn": partitioning("pending"),
+            "it was tried again": {
+                series("stoker_gpu_mig_state", GPU, state="failed"): "1 1 1 0 0 0 1 1 1"
+            },
+        },
+    ),
+    Case(
+        "StokerMigNotInPlace",
+        "warning",
+        30,
+        fires=partitioning("reboot-required"),
+        labels=GPU,
+        summary="GPU 3 of node n1 waits for its MIG layout",
+        description="Nothing is placed on GPU 3 (GPU-3f2, H100) of node n1, as its MIG layout has "
+        "not been in place for 30 minutes: somebody uses it, or it wants a reset or a reboot. "
+        "`stoker mig status --node n1` names who is in the way.",
+        silent={
+            "it is in place": partitioning("success", is_withheld=False),
+            "it failed": partitioning("failed"),
+            "it took a while": {series("stoker_gpu_mig_withheld", GPU): "1x25 0x10"},
+        },
+    ),
+)
+
 HEALTH_CASES = (
     Case(
         "StokerGpuLost",

@@ -11,6 +11,8 @@ from stoker.agent.driver_host.link import DriverHost
 from stoker.agent.driver_host.states import Patience
 from stoker.agent.journal import Journal
 from stoker.agent.local import LocalDoor
+from stoker.agent.mig.journal import MigJournal
+from stoker.agent.mig.stepping import available_stepper
 from stoker.agent.model import NodeIdentity
 from stoker.agent.privileged import Helper
 from stoker.agent.proctable import ProcTable
@@ -29,6 +31,7 @@ def assembled(
 ) -> Generator[Agent]:
     """Give an agent that does not run yet; its journal and its door are closed in the end."""
     clock, name, interval = SystemClock(), settings.node, settings.interval_seconds
+    helper = Helper(settings.helper_socket)
     with contextlib.ExitStack() as opened:
         journal = Journal.open(settings.data_dir)
         opened.callback(journal.close)
@@ -38,13 +41,15 @@ def assembled(
             settings,
             NodeIdentity(name, "0.1.0", boot_id, True, "", {}, interval, f"process-{name}"),
             journal=journal,
+            mig_journal=MigJournal(settings.data_dir),
+            stepper=available_stepper(helper, source),
             host=DriverHost(
                 source, patience=patience, clock=clock, spawn=hosts, read_state=hosts.read_state
             ),
             door=door,
             user="ann",
             proctable=ProcTable(),
-            helper=Helper(settings.helper_socket),
+            helper=helper,
             attribution=None,
             notifier=Notifier({}),
             clock=clock,

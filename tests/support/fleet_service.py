@@ -13,7 +13,7 @@ from google.rpc import (  # type: ignore[import-untyped]
     status_pb2,
 )
 
-from stoker.v1 import fleet_pb2, fleet_pb2_grpc, placing_pb2, types_pb2
+from stoker.v1 import fleet_pb2, fleet_pb2_grpc, mig_pb2, placing_pb2, types_pb2
 
 PATIENCE_SECONDS = 20.0
 CUDA = "CUDA_VISIBLE_DEVICES"
@@ -112,6 +112,13 @@ class Service(fleet_pb2_grpc.FleetServicer):
     ) -> placing_pb2.AnswerMoveResponse:
         self._note("AnswerMove", request, context)
         _abort(context, grpc.StatusCode.NOT_FOUND, "NOT_FOUND", "nobody was asked to move")
+        raise AssertionError
+
+    def Mig(  # noqa: N802
+        self, request: mig_pb2.MigRequest, context: Any
+    ) -> mig_pb2.MigResponse:
+        self._note("Mig", request, context)
+        _abort(context, grpc.StatusCode.UNAVAILABLE, "NOT_CONNECTED", "node n1 is not connected")
         raise AssertionError
 
     def Explain(  # noqa: N802

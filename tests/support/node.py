@@ -100,6 +100,8 @@ class Node:
         process_id: str = "first",
         now: float = 1000.0,
         host: Host | None = None,
+        *,
+        awaits_mig: bool = False,
     ) -> None:
         self.disk: list[Record] = list(records)
         self.disk_works = True
@@ -110,6 +112,7 @@ class Node:
         self.state = NodeState(
             tuple(self.disk),
             NodeIdentity("n1", "0.1.0", "boot", True, "", {}, 1.0, process_id, host),
+            awaits_mig=awaits_mig,
         )
         self.frames: list[Frame] = []
         self.hellos: list[Hello] = []

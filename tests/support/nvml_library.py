@@ -25,6 +25,11 @@ def build_full(folder: Path) -> Path:
     return _build(folder, "nvml.c", "batches.c")
 
 
+def build_mig(folder: Path) -> Path:
+    """Make the library whose GPU can be partitioned into that folder, and return the folder."""
+    return _build(folder, "mig.c")
+
+
 def _build(folder: Path, *sources: str) -> Path:
     inputs = [str(FOLDER / source) for source in sources]
     subprocess.run(["cc", *_FLAGS, "-o", str(folder / LIBRARY), *inputs], check=True)

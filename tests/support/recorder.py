@@ -1,7 +1,7 @@
 """A door for agents that grants nothing: it keeps what it hears and says what a test tells it."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
@@ -10,7 +10,7 @@ import grpc
 from grpc import aio
 from tests.support.waiting import until, until_true
 
-from stoker.v1 import agent_pb2, agent_pb2_grpc
+from stoker.v1 import agent_pb2, agent_pb2_grpc, mig_pb2
 
 
 @dataclass(slots=True)
@@ -22,13 +22,22 @@ class Stream:
     to_say: asyncio.Queue[agent_pb2.AggregatorMessage] = field(
         default_factory=asyncio.Queue[agent_pb2.AggregatorMessage]
     )
+    mig_answers: dict[int, mig_pb2.MigAnswer] = field(default_factory=dict[int, mig_pb2.MigAnswer])
+    mig_relays: int = 0
     commands: int = 0
     is_over: bool = False
 
-    def hold(self, id_: str, *uuids: str, memory: int | None = None) -> None:
+    def hold(
+        self, id_: str, *uuids: str, memory: int | None = None, mig_devices: Sequence[str] = ()
+    ) -> None:
         """Tell the agent to hold."""
         allocation = agent_pb2.HeldAllocation(
-            id=id_, gpu_uuids=uuids, memory_bytes=memory, holder="ann", ttl_seconds=60.0
+            id=id_,
+            gpu_uuids=uuids,
+            memory_bytes=memory,
+            holder="ann",
+            ttl_seconds=60.0,
+            mig_device_uuids=mig_devices,
         )
         self.command(agent_pb2.Command(hold=agent_pb2.Hold(allocation=allocation)))
 
@@ -41,6 +50,23 @@ class Stream:
         self.commands += 1
         command.id = self.commands
         self.to_say.put_nowait(agent_pb2.AggregatorMessage(command=command))
+
+    async def ask_mig(self, ask: mig_pb2.MigAsk) -> mig_pb2.MigAnswer:
+        """Relay a question about partitions, and return the answer."""
+        self.mig_relays += 1
+        relay = mig_pb2.MigRelay(id=self.mig_relays, ask=ask)
+        self.to_say.put_nowait(agent_pb2.AggregatorMessage(mig=relay))
+
+        async def look() -> mig_pb2.MigAnswer | None:
+            return self.mig_answers.get(relay.id)
+
+        return await until(f"an answer to relay {relay.id}", look)
+
+    @property
+    def mig(self) -> dict[str, mig_pb2.GpuMig]:
+        """The partitions that it told of last, by the UUID of the GPU."""
+        told = (frame.mig for frame in reversed(self.frames) if frame.HasField("mig"))
+        return {gpu.gpu_uuid: gpu for gpu in next(told, mig_pb2.NodeMig()).gpus}
 
     @property
     def told(self) -> agent_pb2.Frame | None:
@@ -151,6 +177,9 @@ class Recorder(agent_pb2_grpc.AgentLinkServicer):
 
     async def _hear(self, stream: Stream, messages: AsyncIterator[agent_pb2.AgentMessage]) -> None:
         async for message in messages:
+            if message.HasField("mig"):
+                stream.mig_answers[message.mig.id] = message.mig
+                continue
             frame = message.frame
             stream.frames.append(frame)
             self._taken[stream.hello.incarnation] = frame.sequence

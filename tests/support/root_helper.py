@@ -117,7 +117,7 @@ def command_of(
         return [sys.executable, "-m", "stoker.agent.helper"]
     lines = [
         "import os, sys",
-        "from stoker.agent.helper import __main__, memory, server, verbs",
+        "from stoker.agent.helper import __main__, ending, memory, partitions, server, verbs",
         *(f"{name} = {value!r}" for name, value in (tuning or {}).items()),
     ]
     if inherited is not None:

@@ -26,6 +26,7 @@ from stoker.agent.model import (
     ProcessTable,
 )
 from stoker.agent.owners import AssignedBy, Assignment, Owner
+from stoker.agent.partitions import GpuMigStatus, MigState
 from stoker.agent.readings import Extent, GpuFault, GpuIdentity, MigDeviceReading
 from stoker.agent.telemetry import WINDOWED, GpuTelemetry, XidCount
 from stoker.agent.verdicts import (
@@ -36,6 +37,7 @@ from stoker.agent.verdicts import (
     RepairAction,
     Verdict,
 )
+from stoker.core.mig.geometry import Placed
 
 GIB = 2**30
 NOW = 101.0  # monotonic; the newest sample is a second old
@@ -173,6 +175,14 @@ EVENTFUL = replace(
     ),
     kernel_log=KernelLogStatus(is_followed=True, source="helper", reason=""),
     memory_unattributed_bytes={"GPU-0": 2 * GIB},
+    mig=(
+        GpuMigStatus(
+            *("GPU-0", MigState.APPLYING, "2 of 5 steps", "all-balanced", "op-1", True),
+            changed_at=990.5,
+            layout=(Placed(0, 1, "1g.10gb"), Placed(4, 4, "3g.40gb", (1, 2))),
+        ),
+        GpuMigStatus("GPU-1"),
+    ),
 )
 
 

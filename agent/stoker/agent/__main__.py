@@ -35,6 +35,8 @@ from stoker.agent.host_facts import read_host, simulated_host
 from stoker.agent.journal import Journal
 from stoker.agent.local import LocalDoor
 from stoker.agent.metrics.exporter import MetricsServer
+from stoker.agent.mig.journal import MigJournal
+from stoker.agent.mig.stepping import available_stepper
 from stoker.agent.model import Host, NodeIdentity
 from stoker.agent.privileged import Helper
 from stoker.agent.proctable import ProcTable
@@ -47,6 +49,8 @@ from stoker.core.sdnotify import Notifier
 
 # Where a running agent says how to reach it: {"pid", "node", "metrics", "socket"}.
 RUNNING_NAME = "agent.json"
+# How simulated GPUs are partitioned, which the card itself would remember.
+MIG_STATE_NAME = "simulated-mig.json"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 _log = logging.getLogger("stoker.agent")
@@ -81,6 +85,8 @@ async def _run(settings: Settings) -> None:
             settings,
             _identity(settings),
             journal=journal,
+            mig_journal=MigJournal(settings.data_dir),
+            stepper=available_stepper(helper, _source(settings)),
             host=DriverHost(_source(settings), patience=patience, clock=clock),
             door=door,
             user=_user_name(),
@@ -140,7 +146,14 @@ def _source(settings: Settings) -> DriverSource:
     if not settings.simulate:
         return RealDriver(dcgm=dcgm)
     scenario = None if settings.scenario is None else str(settings.scenario)
-    return SimulatedDriver(settings.simulate, settings.node, settings.seed, scenario, dcgm=dcgm)
+    return SimulatedDriver(
+        settings.simulate,
+        settings.node,
+        settings.seed,
+        scenario,
+        dcgm=dcgm,
+        mig_state_path=str(settings.data_dir / MIG_STATE_NAME),
+    )
 
 
 def _attribution(settings: Settings, helper: Helper) -> Attribution:

@@ -11,6 +11,7 @@ from types import MappingProxyType
 
 from stoker.agent.health.options import HealthConfig
 from stoker.agent.health.policy import Policy, policy_of
+from stoker.agent.mig.declared import Declaration, MigConfig, declare
 from stoker.core import config
 from stoker.core.addresses import Address, parse_address
 from stoker.core.config import option, section
@@ -151,6 +152,7 @@ class AgentConfig:
     health: HealthConfig = section(HealthConfig)
     kubernetes: KubernetesConfig = section(KubernetesConfig)
     metrics: MetricsConfig = section(MetricsConfig)
+    mig: MigConfig = section(MigConfig)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +181,7 @@ class Settings:
     kernel_log: Path | None
     pod_resources_socket: Path | None
     is_kubelet_ignored: bool
+    mig: Declaration
 
 
 def load(file: Path | None, environ: Mapping[str, str], flags: Mapping[str, object]) -> Settings:
@@ -237,6 +240,7 @@ def settle(written: AgentConfig, environ: Mapping[str, str], *, hostname: str) -
         kernel_log=written.kernel_log,
         pod_resources_socket=written.kubernetes.pod_resources_socket,
         is_kubelet_ignored=written.kubernetes.ignore_kubelet,
+        mig=declare(written.mig),
     )
 
 

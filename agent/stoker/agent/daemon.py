@@ -9,6 +9,7 @@ Stopping begins with the driver host, so that the devices are free when the agen
 import asyncio
 import concurrent.futures
 import logging
+import os
 from random import Random
 from typing import assert_never
 
@@ -45,7 +46,14 @@ from stoker.agent.kernel_log import KernelLogFollower
 from stoker.agent.link import Link
 from stoker.agent.local import LocalDoor
 from stoker.agent.metrics.snapshot import Snapshot
+from stoker.agent.mig.journal import MigJournal
+from stoker.agent.mig.keeping import Keeper
+from stoker.agent.mig.looking import UserLook
+from stoker.agent.mig.operations import Book
+from stoker.agent.mig.stepping import Stepper
+from stoker.agent.mig.worker import MigWorker
 from stoker.agent.model import DriverState, Drop, Hold, NodeIdentity
+from stoker.agent.owners import DeviceHolder
 from stoker.agent.privileged import Helper
 from stoker.agent.proctable import ProcTable
 from stoker.agent.sampler import Sampler, host_pid
@@ -55,6 +63,7 @@ from stoker.agent.tenants import HolderReader, TenantReader
 from stoker.agent.verdicts import KernelLogStatus
 from stoker.core.clock import Clock
 from stoker.core.errors import ExitCode, Missing, StokerError, StoreError
+from stoker.core.mig.reports import MigAsk, MigReport
 from stoker.core.sdnotify import Notifier
 
 _log = logging.getLogger(__name__)
@@ -69,6 +78,8 @@ class Agent:
         identity: NodeIdentity,
         *,
         journal: Journal,
+        mig_journal: MigJournal,
+        stepper: Stepper,
         host: DriverHost,
         door: LocalDoor,
         user: str,
@@ -81,22 +92,31 @@ class Agent:
     ) -> None:
         """Take the parts, opened but not started, and the name of the user who runs this.
 
-        `attribution`: whose processes are, beyond their users; None: nobody looks.
+        `attribution`: whose processes are, beyond their users; None: nobody looks. Raises
+        StoreError when what was noted about partitions cannot be read.
         """
         self._settings = settings
         self._clock = clock
         self._host = host
         self._journal = journal
+        self._mig_journal = mig_journal
         self._door = door
         self._notifier = notifier
         telemetry = Telemetry(
             slow_seconds=settings.slow_interval_seconds,
             window_seconds=settings.metrics.window_seconds,
         )
-        self._state = NodeState(journal.records, identity, telemetry, settings.policy)
+        book = mig_journal.load()
+        self._state = NodeState(
+            journal.records,
+            identity,
+            telemetry,
+            settings.policy,
+            awaits_mig=bool(book.gpus) or not settings.mig.is_empty,
+        )
         self._view = self._state.view()
         aggregators = [str(each) for each in settings.aggregators]
-        self._link = Link(aggregators, self.happen, clock=clock, rng=rng)
+        self._link = Link(aggregators, self.happen, ask_mig=self._ask_mig, clock=clock, rng=rng)
         self._sampler = Sampler(
             host,
             interval_seconds=settings.interval_seconds,
@@ -131,6 +151,27 @@ class Agent:
         self._stopping = asyncio.Event()
         self._tasks = asyncio.TaskGroup()
         self._releasing: asyncio.Task[DriverError | None] | None = None
+        self._holders = HolderReader(helper, proctable)
+        self._mig = MigWorker(
+            Keeper(identity.process_id),
+            book,
+            settings.mig,
+            stepper=stepper,
+            host=host,
+            users=UserLook(
+                proctable,
+                own_pids=lambda: (os.getpid(), host_pid(host.state)),
+                view=lambda: self._view,
+                saved=self._saves.join,
+                holders=self._others_with_files,
+                want_processes=self._tenants.want,
+            ),
+            view=lambda: self._view,
+            happen=self.happen,
+            save=self._save_book,
+            want_inventory=self._sampler.want_inventory,
+            clock=clock,
+        )
         self._desk = LocalDesk(
             host,
             self._sampler,
@@ -140,7 +181,8 @@ class Agent:
             happen=self.happen,
             let_go=self._let_go,
             saved=self._saves.join,
-            holders=HolderReader(helper, proctable).read,
+            holders=self._holders.read,
+            ask_mig=self._ask_mig,
             clock=clock,
         )
 
@@ -167,6 +209,7 @@ class Agent:
         """Tell the state, and begin what it asks for."""
         actions = self._state.handle(event, self._clock.monotonic())
         self._view = self._state.view()
+        self._mig.notice(event)
         _log_event(event)
         for action in actions:
             self._do(action)
@@ -196,6 +239,7 @@ class Agent:
                         tasks.create_task(self._sampler.run(), name="sampling"),
                         tasks.create_task(self._tenants.run(), name="processes"),
                         tasks.create_task(self._follow_kernel_log(), name="kernel log"),
+                        tasks.create_task(self._mig.run(), name="partitions"),
                         tasks.create_task(self._link.run(), name="link"),
                     ]
                     await self._stopping.wait()
@@ -251,7 +295,8 @@ class Agent:
                 # Its first step marks the host as not wanted: at the start, before that one runs.
                 self._releasing = self._tasks.create_task(self._release(), name="release")
             case ResumeDriver():
-                self._host.resume()
+                if not self._mig.has_let_go:  # else it takes it, when the mode is changed
+                    self._host.resume()
             case _:
                 assert_never(action)
 
@@ -281,6 +326,19 @@ class Agent:
             self.happen(KernelLogChanged(self._clock.now(), status))
         else:
             await self._kernel_log.run()
+
+    # --- partitions
+
+    async def _ask_mig(self, ask: MigAsk) -> MigReport:
+        return await self._mig.answer(ask)
+
+    async def _save_book(self, book: Book) -> None:
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._journal_thread, self._mig_journal.save, book)
+
+    async def _others_with_files(self) -> tuple[DeviceHolder, ...]:
+        """Return who has device files open; of simulated GPUs there are none."""
+        return () if self._settings.simulate else await self._holders.read()
 
     # --- the journal
 

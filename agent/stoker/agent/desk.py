@@ -21,6 +21,7 @@ from stoker.core.clock import Clock
 from stoker.core.errors import ExitCode, StokerError
 from stoker.core.local import (
     Answer,
+    AskMig,
     AskProfilingPause,
     AskProfilingResume,
     AskRelease,
@@ -35,6 +36,7 @@ from stoker.core.local import (
     HeldFacts,
     HolderFacts,
     LinkFacts,
+    Mig,
     ProcessFacts,
     Profiling,
     Refusal,
@@ -46,6 +48,7 @@ from stoker.core.local import (
     Status,
     UsersFacts,
 )
+from stoker.core.mig.reports import MigAsk, MigReport
 
 # How long an answer waits for the disk; then it says that it is being noted down.
 SAVE_SECONDS_MAX = 5.0
@@ -58,6 +61,8 @@ _VERBS: Mapping[type[Request], str] = {
     AskProfilingResume: "profiling resume",
     AskSetHealthy: "set-healthy",
 }
+# What of MIG is for everybody: it changes nothing.
+_MIG_LOOKS = frozenset({"plan", "status"})
 
 
 class LocalDesk:
@@ -75,11 +80,13 @@ class LocalDesk:
         let_go: Callable[[], Awaitable[DriverError | None]],
         saved: Callable[[], Awaitable[None]],
         holders: Callable[[], Awaitable[tuple[DeviceHolder, ...]]],
+        ask_mig: Callable[[MigAsk], Awaitable[MigReport]],
         clock: Clock,
     ) -> None:
         """`user`: the name of the agent's own; `let_go` waits until the driver is released, and
         `saved` until what has happened is on disk, or known not to get there; `holders` tells who
-        else has the driver's files open, or raises StokerError.
+        else has the driver's files open, or raises StokerError; so does `ask_mig` answer what is
+        asked about partitions.
         """
         self._host = host
         self._sampler = sampler
@@ -90,12 +97,14 @@ class LocalDesk:
         self._let_go = let_go
         self._saved = saved
         self._holders = holders
+        self._ask_mig = ask_mig
         self._clock = clock
 
     async def answer(self, request: Request, caller: Caller) -> Answer:
         """Answer one request."""
-        if not isinstance(request, AskStatus) and caller.uid not in self._names:
-            return self._refusal(_VERBS[type(request)], caller)
+        verb = _restricted(request)
+        if verb and caller.uid not in self._names:
+            return self._refusal(verb, caller)
         match request:
             case AskStatus():
                 return await self._status()
@@ -111,6 +120,8 @@ class LocalDesk:
             case AskProfilingResume():
                 self._sampler.resume_profiling()
                 return self._profiling()
+            case AskMig(ask=ask):
+                return Mig(await self._ask_mig(ask))
             case _:
                 assert_never(request)
 
@@ -280,6 +291,15 @@ class LocalDesk:
             assignments=_assignments(table, gpus) if table else (),
             assignments_unknown=table.assignments_unknown if table else "",
         )
+
+
+def _restricted(request: Request) -> str:
+    """Return what is asked that is not for everybody; empty: it is."""
+    if isinstance(request, AskStatus):
+        return ""
+    if isinstance(request, AskMig):
+        return "" if request.ask.verb in _MIG_LOOKS else f"mig {request.ask.verb}"
+    return _VERBS[type(request)]
 
 
 def _processes(table: ProcessTable, gpus: Sequence[GpuFacts]) -> tuple[ProcessFacts, ...]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from stoker.agent.model import Command, DriverStatus, ProcessSeen
 from stoker.agent.owners import Assignment
+from stoker.agent.partitions import GpuMigStatus
 from stoker.agent.readings import GpuReading, Inventory
 from stoker.agent.verdicts import KernelLine, KernelLogStatus
 
@@ -130,6 +131,14 @@ class ReleaseTimePassed:
 
 
 @dataclass(frozen=True, slots=True)
+class MigChanged:
+    """The partitions of GPUs are others, or what is being done to them; all are told whole."""
+
+    at: float
+    gpus: tuple[GpuMigStatus, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class CommandReceived:
     """The aggregator wants something else of this node than it reported."""
 
@@ -201,6 +210,7 @@ Event = (
     | ReleaseAsked
     | ResumeAsked
     | ReleaseTimePassed
+    | MigChanged
     | CommandReceived
     | LinkUp
     | Welcomed

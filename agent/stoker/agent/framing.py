@@ -27,6 +27,7 @@ from stoker.agent.model import (
     NumberedSample,
     ProcessTable,
 )
+from stoker.agent.partitions import GpuMigStatus
 from stoker.agent.verdicts import GpuHealth
 
 FRAMES_MAX = 600
@@ -99,6 +100,7 @@ class Part(Enum):
     DRIVER = auto()
     PROCESSES = auto()
     HEALTH = auto()
+    MIG = auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +112,7 @@ class Report:
     driver: DriverStatus
     processes: ProcessTable | None
     health: tuple[GpuHealth, ...] = ()
+    mig: tuple[GpuMigStatus, ...] | None = ()  # None: it is not known yet
 
 
 class LinkStatus(Enum):
@@ -270,5 +273,6 @@ class Reporter:
             inventory=report.inventory if Part.INVENTORY in owed else None,
             driver=report.driver if Part.DRIVER in owed else None,
             health=report.health if Part.HEALTH in owed else None,
+            mig=report.mig if Part.MIG in owed else None,
             commands_done=self.commands_done,
         )

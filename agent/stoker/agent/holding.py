@@ -11,7 +11,9 @@ from stoker.agent.model import (
     Host,
     NumberedInventory,
     ProcessSeen,
+    ProcessTable,
 )
+from stoker.agent.partitions import GpuMigStatus
 from stoker.agent.readings import GpuIdentity
 from stoker.core.units import format_bytes
 
@@ -22,7 +24,10 @@ STARTED_AT_ERROR_SECONDS = 1.0
 
 
 def find_obstacle(
-    wanted: HeldAllocation, held: Collection[HeldAllocation], inventory: NumberedInventory
+    wanted: HeldAllocation,
+    held: Collection[HeldAllocation],
+    inventory: NumberedInventory,
+    mig: Iterable[GpuMigStatus] = (),
 ) -> str | None:
     """Return why `wanted` cannot be held beside what is `held`, naming the GPU; None if it can."""
     if len(held) >= HELD_MAX:
@@ -37,11 +42,17 @@ def find_obstacle(
         return f"a share is of one GPU, and it names {len(wanted.gpu_uuids)}"
     if wanted.compute_milli is not None and wanted.is_whole:
         return "a share of a GPU's compute comes with one of its memory, and it names none"
+    withheld = (_why_withheld(each) for each in mig if each.gpu_uuid in wanted.gpu_uuids)
     obstacles = (_obstacle_on(uuid, wanted, held, inventory) for uuid in wanted.gpu_uuids)
-    return next(
-        (each for each in (*obstacles, _obstacle_on_host(wanted, held, inventory.host)) if each),
-        None,
-    )
+    on_host = _obstacle_on_host(wanted, held, inventory.host)
+    return next((each for each in (*withheld, *obstacles, on_host) if each), None)
+
+
+def _why_withheld(status: GpuMigStatus) -> str | None:
+    if not status.is_withheld:
+        return None
+    state, reason = status.state or "not known", f": {status.reason}" if status.reason else ""
+    return f"{status.gpu_uuid} takes nothing new while its partitions (MIG) are {state}{reason}"
 
 
 def _obstacle_on(
@@ -180,6 +191,19 @@ def attribute_all(
     """Return the processes, each with the allocation that it belongs to."""
     instances = gpu_instances(inventory)
     return tuple(AttributedProcess(each, attribute(each, held, instances)) for each in processes)
+
+
+def table_of(
+    event: ProcessesTaken, tenants: Collection[HeldAllocation], inventory: NumberedInventory | None
+) -> ProcessTable:
+    """Return what is told of a reading of processes."""
+    return ProcessTable(
+        event.started_at,
+        attribute_all(event.processes, tenants, inventory),
+        event.unread_gpu_uuids,
+        event.assignments,
+        event.assignments_unknown,
+    )
 
 
 def gpu_instances(inventory: NumberedInventory | None) -> Mapping[str, int]:

@@ -12,7 +12,7 @@ ten thousand of them come back from a restart of the aggregator without a thunde
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 from typing import assert_never
@@ -26,13 +26,17 @@ from stoker.agent.wire import (
     PROTOCOL_VERSION,
     Ack,
     MalformedMessage,
+    MigRelay,
     Order,
     Welcome,
     frame_message,
     hello_message,
+    mig_answer_message,
     read_message,
 )
 from stoker.core.clock import Clock
+from stoker.core.errors import StokerError
+from stoker.core.mig.reports import MigAsk, MigReport
 from stoker.v1 import agent_pb2, agent_pb2_grpc
 
 # The first pause after a failure, doubled up to the longest; each is shortened at random by up to
@@ -49,6 +53,9 @@ ACK_SECONDS_MAX = 30.0
 # pings this often without data (`grpc.http2.min_recv_ping_interval_without_data_ms`).
 KEEPALIVE_SECONDS = 20.0
 KEEPALIVE_TIMEOUT_SECONDS = 10.0
+
+# Questions about partitions that are answered at one time on a stream; more are refused.
+RELAYS_MAX = 8
 
 _HOPELESS = frozenset(
     {
@@ -90,13 +97,18 @@ class Link:
         addresses: Sequence[str],
         happen: Callable[[Event], None],
         *,
+        ask_mig: Callable[[MigAsk], Awaitable[MigReport]],
         clock: Clock,
         rng: Random,
     ) -> None:
-        """Take where to dial and whom to tell; `happen` is called in the loop, and may send."""
+        """Take where to dial and whom to tell; `happen` is called in the loop, and may send.
+
+        `ask_mig` answers what is asked about partitions, or raises StokerError.
+        """
         assert addresses, "an agent without an aggregator has no link"
         self._addresses = addresses
         self._happen = happen
+        self._ask_mig = ask_mig
         self._clock = clock
         self._rng = rng
         self._stream: _Stream | None = None
@@ -153,32 +165,38 @@ class Link:
             try:
                 async with asyncio.TaskGroup() as tasks:
                     sending = tasks.create_task(stream.send(), name="link sender")
-                    ended = await self._converse(stream, address)
-                    sending.cancel()
+                    ended = await self._converse(stream, address, tasks)
+                    for each in (sending, *stream.answering):
+                        each.cancel()
             finally:
                 self._stream = None
                 self._happen(LinkDown(self._clock.now(), ended.reason))
             return ended
 
-    async def _converse(self, stream: "_Stream", address: str) -> _Ended:
+    async def _converse(self, stream: "_Stream", address: str, tasks: asyncio.TaskGroup) -> _Ended:
         """Take in what the aggregator says until it stops, and return why it did."""
         try:
             while (message := await stream.receive()) is not None:
-                self._take(stream, message, address)
+                relay = self._take(stream, message, address)
+                if relay is not None:
+                    stream.answer(relay, self._ask_mig, tasks)
         except aio.AioRpcError as error:
             return replace(_explained(error), was_welcomed=stream.is_welcomed)
         except _Silent as error:
             return _Ended(str(error), was_welcomed=stream.is_welcomed)
         return _Ended("it ended the stream", was_welcomed=stream.is_welcomed)
 
-    def _take(self, stream: "_Stream", message: agent_pb2.AggregatorMessage, address: str) -> None:
+    def _take(
+        self, stream: "_Stream", message: agent_pb2.AggregatorMessage, address: str
+    ) -> MigRelay | None:
+        """Tell what the aggregator said, but for a question, which is returned."""
         now = self._clock.now()
         try:
             received = read_message(message)
         except MalformedMessage as error:
             # A command that means nothing is the aggregator's to mend; the telemetry goes on.
             _log.error("aggregator %s sent a malformed message: %s", address, error)
-            return
+            return None
         match received:
             case Ack(sequence):
                 self._happen(FrameAcked(now, sequence))
@@ -188,8 +206,11 @@ class Link:
                 stream.is_welcomed = True
                 _log.info("connected to aggregator %s, version %s", address, version)
                 self._happen(Welcomed(now, acked_sequence))
+            case MigRelay():
+                return received
             case _:
                 assert_never(received)
+        return None
 
 
 class _Silent(Exception):
@@ -201,6 +222,7 @@ class _Stream:
 
     def __init__(self, call: _Call, clock: Clock) -> None:
         self.is_welcomed = False
+        self.answering: set[asyncio.Task[None]] = set()
         self._call = call
         self._clock = clock
         self._queue: asyncio.Queue[agent_pb2.AgentMessage] = asyncio.Queue()
@@ -212,6 +234,29 @@ class _Stream:
         self._queue.put_nowait(message)
         if self._unanswered_since is None:
             self._unanswered_since = self._clock.monotonic()
+
+    def answer(
+        self,
+        relay: MigRelay,
+        ask: Callable[[MigAsk], Awaitable[MigReport]],
+        tasks: asyncio.TaskGroup,
+    ) -> None:
+        """Have a question answered, on this stream or not at all."""
+        if len(self.answering) >= RELAYS_MAX:
+            error = StokerError(f"{RELAYS_MAX} questions about MIG are being answered; ask again")
+            self.put(mig_answer_message(relay.id, error))
+            return
+        task = tasks.create_task(self._answer(relay, ask), name="answer about MIG")
+        self.answering.add(task)
+        task.add_done_callback(self.answering.discard)
+
+    async def _answer(self, relay: MigRelay, ask: Callable[[MigAsk], Awaitable[MigReport]]) -> None:
+        answer: MigReport | StokerError
+        try:
+            answer = relay.ask if isinstance(relay.ask, MalformedMessage) else await ask(relay.ask)
+        except StokerError as error:
+            answer = error
+        self.put(mig_answer_message(relay.id, answer))
 
     async def send(self) -> None:
         """Write what is put until the stream ends; why it ended, `receive` tells."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from stoker.agent.owners import NOBODY, Assignment, Owner
+from stoker.agent.partitions import GpuMigStatus
 from stoker.agent.readings import GpuFault, GpuIdentity, GpuSample, MigDeviceIdentity
 from stoker.agent.telemetry import GpuTelemetry, XidCount
 from stoker.agent.verdicts import GpuHealth, KernelLogPosition, KernelLogStatus
@@ -237,11 +238,12 @@ class Frame:
     health: tuple[GpuHealth, ...] | None = None
     frames_dropped: int = 0  # since the process started
     commands_done: int = 0  # every command of this stream up to this one is carried out or refused
+    mig: tuple[GpuMigStatus, ...] | None = None
 
     @property
     def is_telemetry_only(self) -> bool:
         """Whether it can be left out without leaving a wrong picture."""
-        parts = (self.processes, self.held, self.inventory, self.driver, self.health)
+        parts = (self.processes, self.held, self.inventory, self.driver, self.health, self.mig)
         return not self.refusals and all(part is None for part in parts)
 
     def only_telemetry(self) -> "Frame":
@@ -255,6 +257,7 @@ class Frame:
             driver=None,
             health=None,
             commands_done=0,
+            mig=None,
         )
 
     def merged_into(self, later: "Frame") -> "Frame":
@@ -267,6 +270,7 @@ class Frame:
             inventory=later.inventory or self.inventory,
             driver=later.driver or self.driver,
             health=self.health if later.health is None else later.health,
+            mig=self.mig if later.mig is None else later.mig,
         )
 
 
@@ -334,3 +338,4 @@ class NodeView:
     kernel_log_position: KernelLogPosition | None = None  # up to where it is remembered
     # Memory in use on a GPU that no process accounts for, by UUID; absent: it cannot be told.
     memory_unattributed_bytes: Mapping[str, int] = field(default_factory=dict[str, int])
+    mig: tuple[GpuMigStatus, ...] = ()  # of the GPUs that can be partitioned, as far as is known

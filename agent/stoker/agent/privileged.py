@@ -1,4 +1,4 @@
-"""Asks the root helper for what an agent without root may not read itself; every wait is bounded.
+"""Asks the root helper for what an agent without root may not read or do; every wait is bounded.
 
 The helper answers one line with a line of JSON, or, where it follows something, with line after
 line. Nothing is kept open between two questions, so a helper that is started anew is not noticed.
@@ -26,6 +26,10 @@ _PART_BYTES = 1 << 16
 
 class HelperUnavailable(StokerError):
     """What the helper would tell cannot be seen; the text says what, and why."""
+
+
+class HelperInterrupted(HelperUnavailable):
+    """The helper has heard what was asked, and did not answer: it may have done it, or not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +127,29 @@ class Helper:
             connected = socket.fromfd(descriptors[0], socket.AF_UNIX, socket.SOCK_STREAM)
             connected.setblocking(False)
             return PodResourcesLine(is_there=True, line=connected)
+
+    async def ask(self, what: str, request: Mapping[str, object], seconds: float) -> bytes:
+        """Return the line with which the helper answers, within so many seconds.
+
+        `what`: how the error begins. Raises HelperUnavailable when it was not asked, or refuses,
+        and HelperInterrupted when it was asked and did not answer.
+        """
+        with self._explained(what), self._connected() as line:
+            try:
+                async with asyncio.timeout(seconds):
+                    await _say(line, request)
+                    (said, *_), _ = await _hear(line, b"")
+                told = _parsed(said)
+            except TimeoutError as error:
+                found = f"it has not answered for {seconds:g} s"
+                raise HelperInterrupted(f"{what}: helper at {self.path}: {found}") from error
+            except (OSError, _Unfit) as error:
+                raise HelperInterrupted(
+                    f"{what}: helper at {self.path}: {_reason(error)}"
+                ) from error
+            if told.refused:
+                raise _Unfit(f"it refuses: {told.refused}")
+            return said
 
     async def follow_kernel_log(
         self, boot_id: str, after: KernelLogPosition | None

@@ -132,7 +132,8 @@ class Sampler:
             _log.warning("the driver has not answered within %g s", FIRST_WORD_SECONDS)
             return None
         except DriverError as error:
-            if self._view().release is None:
+            # Let go of for a while it is no news: whoever had that done has said so.
+            if self._view().release is None and not isinstance(error, HostReleased):
                 _log.warning("the driver cannot be read: %s", error)
             return error
         _log.info("the driver answers: %d GPUs", len(inventory.gpus))

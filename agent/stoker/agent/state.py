@@ -30,7 +30,7 @@ from stoker.agent.actions import Action
 from stoker.agent.framing import LinkStatus, Part, Report, Reporter
 from stoker.agent.health.judge import Judge
 from stoker.agent.health.policy import Policy
-from stoker.agent.holding import attribute_all, find_obstacle, mark_leaving, verify_left
+from stoker.agent.holding import find_obstacle, mark_leaving, table_of, verify_left
 from stoker.agent.model import (
     DriverState,
     DriverStatus,
@@ -46,6 +46,7 @@ from stoker.agent.model import (
     Release,
 )
 from stoker.agent.numbering import is_outdated, number_gpus, number_samples
+from stoker.agent.partitions import GpuMigStatus
 from stoker.agent.picture import Picture
 from stoker.agent.readings import GpuReading, Inventory
 from stoker.agent.records import Durable, HealthRecord, Record
@@ -68,8 +69,10 @@ class NodeState:
         identity: NodeIdentity,
         telemetry: Telemetry | None = None,
         policy: Policy | None = None,
+        *,
+        awaits_mig: bool = False,
     ) -> None:
-        """Take everything that the journal has kept."""
+        """Take what the journal has kept; `awaits_mig`: nothing is held before MIG is told of."""
         durable = Durable().after(records)
         self._identity = identity
         self._durable = durable
@@ -85,6 +88,7 @@ class NodeState:
         self._release_failure = ""
         self._picture = Picture(telemetry or Telemetry())
         self._health = Wellbeing(Judge(policy or Policy(), identity.boot_id, durable.history))
+        self._mig: tuple[GpuMigStatus, ...] | None = None if awaits_mig else ()
 
         self._waiting: dict[str, HeldAllocation] = {}  # holds that came before the inventory
         self._ending: set[str] = set()  # to let go of, by id
@@ -136,6 +140,7 @@ class NodeState:
             kernel_log=self._health.kernel_log,
             kernel_log_position=self._durable.history.kernel_log,
             memory_unattributed_bytes=self._health.memory_unattributed_bytes,
+            mig=self._mig or (),
         )
 
     def _handle(self, event: e.Event) -> Iterator[Action]:
@@ -178,6 +183,8 @@ class NodeState:
                 elif self._release is not None:
                     self._health.take_release(at, self._now, self._release)
                     yield from self._flush(at)
+            case e.MigChanged(at, gpus):
+                yield from self._take_mig(at, gpus)
             case e.CommandReceived():
                 yield from self._obey(event)
             case e.LinkUp():
@@ -284,9 +291,14 @@ class NodeState:
             self._picture.telemetry.forget_slow()
             self._reporter.owe(Part.INVENTORY)
             yield from self._doubt_processes(numbered.uuids - (before.uuids if before else set()))
-        waiting, self._waiting = self._waiting, {}
-        for allocation in waiting.values():
-            yield from self._hold(at, allocation)
+        yield from self._hold_waiting(at)
+        yield from self._flush(at)
+
+    def _take_mig(self, at: float, gpus: tuple[GpuMigStatus, ...]) -> Iterator[Action]:
+        if gpus != self._mig:
+            self._mig = gpus
+            self._reporter.owe(Part.MIG)
+        yield from self._hold_waiting(at)
         yield from self._flush(at)
 
     def _doubt_processes(self, doubted: set[str]) -> Iterator[Action]:
@@ -356,13 +368,7 @@ class NodeState:
         verified = verify_left(event, self._held, asked, readable)
         seen, self._covered = self._covered, frozenset()
         tenants = [each for each in self._held if each.id not in self._saving.drops | verified]
-        table = ProcessTable(
-            event.started_at,
-            attribute_all(event.processes, tenants, self._inventory),
-            event.unread_gpu_uuids,
-            event.assignments,
-            event.assignments_unknown,
-        )
+        table = table_of(event, tenants, self._inventory)
         is_due = self._now - self._reporter.processes_told_at >= PROCESSES_RESEND_SECONDS
         if is_due or not table.says_the_same_as(self._processes):
             self._reporter.owe(Part.PROCESSES)
@@ -422,18 +428,23 @@ class NodeState:
         elif known is not None:
             self._reporter.settle(wanted.id)
             self._reporter.owe(Part.HELD)  # says it again
-        elif self._inventory is None:
+        elif self._inventory is None or self._mig is None:
             if len(self._waiting) < WAITING_MAX:
                 self._waiting[wanted.id] = wanted
                 return
             self._reporter.refuse(wanted.id, "too many wait for the driver to tell of its GPUs")
         else:
-            obstacle = find_obstacle(wanted, tuple(claims.values()), self._inventory)
+            obstacle = find_obstacle(wanted, claims.values(), self._inventory, self._mig)
             if obstacle is None:
                 yield self._saving.begin(r.AllocationHeld(replace(wanted, held_since=at)))
                 return
             self._reporter.refuse(wanted.id, obstacle)
         yield from self._flush(at)
+
+    def _hold_waiting(self, at: float) -> Iterator[Action]:
+        waiting, self._waiting = self._waiting, {}
+        for allocation in waiting.values():
+            yield from self._hold(at, allocation)
 
     def _drop(self, command: int, allocation_id: str) -> Iterator[Action]:
         self._waiting.pop(allocation_id, None)
@@ -453,19 +464,11 @@ class NodeState:
 
     def _greet(self) -> Iterator[Action]:
         self._reporter.greet()
-        yield a.SendHello(
-            Hello(
-                identity=self._identity,
-                incarnation=self._incarnation,
-                monotonic_seconds=self._now,
-                first_sequence=self._reporter.first_sequence,
-                inventory=self._inventory,
-                held=mark_leaving(
-                    {**self._reporter.parting, **self._failed, **self._claims()},
-                    leaving={*self._reporter.parting, *self._failed, *self._ending},
-                ),
-            )
-        )
+        parting, first_sequence = self._reporter.parting, self._reporter.first_sequence
+        leaving = {*parting, *self._failed, *self._ending}
+        held = mark_leaving({**parting, **self._failed, **self._claims()}, leaving)
+        who = (self._identity, self._incarnation)
+        yield a.SendHello(Hello(*who, self._now, first_sequence, self._inventory, held))
 
     def _flush(self, at: float) -> Iterator[Action]:
         """Report at once what is owed, if anything is."""
@@ -486,14 +489,11 @@ class NodeState:
         next_sequence, reserved_below = self._reporter.next_sequence, self._durable.reserved_below
         if self._saving.is_reservation_due(next_sequence, reserved_below, self._now):
             yield self._saving.begin(r.SequencesReserved(reserved_until(next_sequence)))
-        claims = self._claims()
-        carried = {id_: claims[id_] for id_ in claims if id_ in self._carried}
-        held = mark_leaving(
-            {**self._failed, **carried, **self._durable.held},
-            leaving={*self._failed, *self._ending},
-        )
-        report = Report(self._inventory, held, self._driver, self._processes, self._health.gpus)
-        self._reporter.add_frame(at, self._now, samples, report)
+        carried = {id_: each for id_, each in self._claims().items() if id_ in self._carried}
+        leaving = {*self._failed, *self._ending}
+        held = mark_leaving({**self._failed, **carried, **self._durable.held}, leaving)
+        known = (self._inventory, held, self._driver, self._processes, self._health.gpus, self._mig)
+        self._reporter.add_frame(at, self._now, samples, Report(*known))
         yield from self._send_due()
 
     def _send_due(self) -> Iterator[Action]:

@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass
 
+import msgspec
+
 from stoker.agent.model import (
     COMPUTE_MILLI,
     AttributedProcess,
@@ -21,10 +23,13 @@ from stoker.agent.model import (
     ProcessTable,
 )
 from stoker.agent.owners import NOBODY, Assignment, Owner
+from stoker.agent.partitions import GpuMigStatus, MigState
 from stoker.agent.readings import GpuFault, MigDeviceIdentity
 from stoker.agent.verdicts import Fault, GpuHealth, RepairAction, Verdict
 from stoker.core.errors import StokerError
-from stoker.v1 import agent_pb2, types_pb2
+from stoker.core.mig.geometry import Geometry, Layout
+from stoker.core.mig.reports import MigAsk, MigEntry, MigReport, Verb
+from stoker.v1 import agent_pb2, mig_pb2, types_pb2
 
 PROTOCOL_VERSION = 1
 # What the aggregator may call an allocation; longer is no id of ours.
@@ -53,6 +58,23 @@ _REPAIR_ACTIONS = {
     RepairAction.REBOOT: types_pb2.REPAIR_ACTION_REBOOT,
     RepairAction.RMA: types_pb2.REPAIR_ACTION_RMA,
 }
+_MIG_STATES = {
+    None: mig_pb2.MIG_STATE_UNSPECIFIED,
+    MigState.PENDING: mig_pb2.MIG_STATE_PENDING,
+    MigState.DRAINING: mig_pb2.MIG_STATE_DRAINING,
+    MigState.APPLYING: mig_pb2.MIG_STATE_APPLYING,
+    MigState.ROLLING_BACK: mig_pb2.MIG_STATE_ROLLING_BACK,
+    MigState.REBOOT_REQUIRED: mig_pb2.MIG_STATE_REBOOT_REQUIRED,
+    MigState.SUCCESS: mig_pb2.MIG_STATE_SUCCESS,
+    MigState.FAILED: mig_pb2.MIG_STATE_FAILED,
+}
+_MIG_VERBS: dict[int, Verb] = {
+    mig_pb2.MIG_VERB_PLAN: "plan",
+    mig_pb2.MIG_VERB_APPLY: "apply",
+    mig_pb2.MIG_VERB_UNDO: "undo",
+    mig_pb2.MIG_VERB_STATUS: "status",
+}
+_MIB = 2**20
 # `HealthFault.count` is 32 bits wide.
 _COUNT_MAX = 2**32 - 1
 
@@ -85,7 +107,15 @@ class Order:
     command: Command
 
 
-Received = Welcome | Ack | Order
+@dataclass(frozen=True, slots=True)
+class MigRelay:
+    """Somebody asks something about partitions, through the aggregator, which awaits an answer."""
+
+    id: int  # unique on the stream
+    ask: MigAsk | MalformedMessage
+
+
+Received = Welcome | Ack | Order | MigRelay
 
 
 def hello_message(hello: Hello) -> agent_pb2.AgentMessage:
@@ -130,8 +160,19 @@ def frame_message(frame: Frame) -> agent_pb2.AgentMessage:
             monotonic_seconds=frame.monotonic_seconds,
             commands_done=frame.commands_done,
             health=None if frame.health is None else _health(frame.health),
+            mig=None if frame.mig is None else mig_pb2.NodeMig(gpus=map(_gpu_mig, frame.mig)),
         )
     )
+
+
+def mig_answer_message(relay: int, answer: MigReport | StokerError) -> agent_pb2.AgentMessage:
+    """Return the message that answers a relayed question: the report, or why it is refused."""
+    if isinstance(answer, StokerError):
+        # An empty refusal would say that there is none.
+        said = mig_pb2.MigAnswer(id=relay, refusal=str(answer) or type(answer).__name__)
+    else:
+        said = mig_pb2.MigAnswer(id=relay, report_json=msgspec.json.encode(answer).decode())
+    return agent_pb2.AgentMessage(mig=said)
 
 
 def read_message(message: agent_pb2.AggregatorMessage) -> Received:
@@ -146,6 +187,8 @@ def read_message(message: agent_pb2.AggregatorMessage) -> Received:
             )
         case "command":
             return Order(message.command.id, _command(message.command))
+        case "mig":
+            return MigRelay(message.mig.id, _mig_ask(message.mig.ask))
         case None:
             raise MalformedMessage("a message of a kind that this agent does not know")
 
@@ -188,6 +231,31 @@ def _allocation_id(text: str, command: int) -> str:
     if not 0 < len(text) <= ALLOCATION_ID_CHARACTERS_MAX:
         raise MalformedMessage(f"command {command}: an allocation id of {len(text)} characters")
     return text
+
+
+def _mig_ask(message: mig_pb2.MigAsk) -> MigAsk | MalformedMessage:
+    verb = _MIG_VERBS.get(message.verb)
+    if verb is None:
+        return MalformedMessage(f"a verb of MIG that this agent does not know: {message.verb}")
+    if not (math.isfinite(message.drain_seconds) and message.drain_seconds >= 0):
+        return MalformedMessage(f"{message.drain_seconds} seconds to leave in")
+    return MigAsk(
+        verb=verb,
+        operation_id=message.operation_id,
+        config=message.config,
+        entries=tuple(
+            MigEntry(
+                mig_enabled=each.mig_enabled,
+                device_filter=tuple(each.device_filter),
+                devices=tuple(each.devices) or None,
+                mig_devices=dict(each.mig_devices),
+            )
+            for each in message.entries
+        ),
+        gpus=tuple(message.gpus),
+        drain_seconds=message.drain_seconds,
+        evict=message.evict,
+    )
 
 
 def _optional_inventory(inventory: NumberedInventory | None) -> agent_pb2.Inventory | None:
@@ -368,6 +436,52 @@ def _health_fault(fault: Fault) -> types_pb2.HealthFault:
         since=fault.since,
         last_at=fault.last_at,
         count=min(fault.count, _COUNT_MAX),
+    )
+
+
+def _gpu_mig(status: GpuMigStatus) -> mig_pb2.GpuMig:
+    return mig_pb2.GpuMig(
+        gpu_uuid=status.gpu_uuid,
+        state=_MIG_STATES[status.state],
+        reason=status.reason,
+        config=status.config,
+        operation_id=status.operation_id,
+        is_withheld=status.is_withheld,
+        leave_by=status.leave_by,
+        is_evicting=status.is_evicting,
+        changed_at=status.changed_at,
+        layout=None if status.layout is None else _mig_layout(status.layout),
+        geometry=None if status.geometry is None else _mig_geometry(status.geometry),
+        leaving_allocation_ids=status.leaving_allocation_ids,
+    )
+
+
+def _mig_layout(layout: Layout) -> mig_pb2.MigLayout:
+    return mig_pb2.MigLayout(
+        instances=[
+            mig_pb2.MigInstance(
+                profile=each.profile, start=each.start, size=each.size, compute=each.compute
+            )
+            for each in layout
+        ]
+    )
+
+
+def _mig_geometry(geometry: Geometry) -> mig_pb2.MigGeometry:
+    return mig_pb2.MigGeometry(
+        compute_slices=geometry.compute_slices,
+        memory_slices=geometry.memory_slices,
+        profiles=[
+            mig_pb2.MigProfile(
+                name=each.name,
+                compute_slices=each.compute_slices,
+                memory_slices=each.memory_slices,
+                starts=each.starts,
+                memory_bytes=each.memory_mib * _MIB,
+                count_max=each.count_max,
+            )
+            for each in geometry.profiles
+        ],
     )
 
 

@@ -45,6 +45,8 @@ def _of_node(placement: Placement, request: Request, view: FleetView) -> str:
 def _of_gpu(device: Device, gpu: GpuView) -> str:
     if gpu.cordon is not None:
         return f" is cordoned: {gpu.cordon.reason}"
+    if gpu.is_withheld:
+        return " is withheld until it is partitioned"
     if device.exclusive:
         return "" if gpu.is_free else " is no longer free"
     if device.mig_device_uuid:

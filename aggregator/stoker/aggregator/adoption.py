@@ -2,7 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 
-from stoker.aggregator.model import Claim, Device, Gpu, HeldAllocation, NodeFacts, Request
+from stoker.aggregator.model import (
+    MIG_ANY,
+    Claim,
+    Device,
+    Gpu,
+    HeldAllocation,
+    NodeFacts,
+    Request,
+)
 
 Claims = Mapping[str, tuple[Claim, ...]]
 
@@ -18,7 +26,7 @@ def adoptable(held: HeldAllocation, facts: NodeFacts, claims: Claims) -> tuple[D
     if held.memory_bytes is not None and (held.memory_bytes <= 0 or len(held.gpu_uuids) > 1):
         return None
     if held.mig_device_uuids:
-        return _mig_device(held, gpus, claims)
+        return _mig_devices(held, gpus, claims)
     is_whole = held.memory_bytes is None
     if is_whole and held.compute_milli is not None:
         return None
@@ -47,34 +55,40 @@ def is_answer(devices: Sequence[Device], request: Request) -> bool:
     return request.nodes == 1 and len(devices) == request.gpus and kinds == {wanted}
 
 
-def _mig_device(
+def profile_of(devices: Sequence[Device]) -> str | None:
+    """Return the MIG profile that a request for these would name; None: they are no such."""
+    profiles = {device.mig_profile for device in devices}
+    return (profiles.pop() if len(profiles) == 1 else MIG_ANY) or None
+
+
+def _mig_devices(
     held: HeldAllocation, gpus: Mapping[str, Gpu], claims: Claims
 ) -> tuple[Device, ...] | None:
-    if len(held.gpu_uuids) != 1 or len(held.mig_device_uuids) != 1:
-        return None
-    (uuid,), (wanted,) = held.gpu_uuids, held.mig_device_uuids
-    taken = {claim.mig_device_uuid for claim in claims.get(uuid, ())}
-    gpu = gpus.get(uuid)
-    if gpu is None or "" in taken or wanted in taken:
-        return None
-    return next(
-        (
-            (
-                Device(
-                    uuid,
-                    gpu.model,
-                    gpu.index,
-                    each.memory_total_bytes,
-                    exclusive=False,
-                    mig_device_uuid=each.uuid,
-                    mig_profile=each.profile,
-                ),
+    wanted = set(held.mig_device_uuids)
+    devices: list[Device] = []
+    for uuid in held.gpu_uuids:
+        taken = {claim.mig_device_uuid for claim in claims.get(uuid, ())}
+        gpu = gpus.get(uuid)
+        if gpu is None or "" in taken or not wanted.isdisjoint(taken):
+            return None
+        mine = [
+            Device(
+                uuid,
+                gpu.model,
+                gpu.index,
+                each.memory_total_bytes,
+                exclusive=False,
+                mig_device_uuid=each.uuid,
+                mig_profile=each.profile,
             )
             for each in gpu.mig_devices
-            if each.uuid == wanted
-        ),
-        None,
-    )
+            if each.uuid in wanted
+        ]
+        if not mine:
+            return None
+        devices += mine
+    is_whole_list = len(devices) == len(held.mig_device_uuids) == len(wanted)
+    return tuple(devices) if is_whole_list else None
 
 
 def _has_room(held: HeldAllocation, gpu: Gpu, claims: tuple[Claim, ...]) -> bool:

@@ -20,6 +20,7 @@ from stoker.aggregator.answers import (
     node_row,
 )
 from stoker.aggregator.api_explain import Explainer
+from stoker.aggregator.api_mig import MigService, Relay
 from stoker.aggregator.api_rebalance import RebalanceService
 from stoker.aggregator.api_upkeep import UpkeepService
 from stoker.aggregator.cordoning import CordonPolicy
@@ -35,6 +36,7 @@ from stoker.aggregator.failures import (
     version_too_old,
 )
 from stoker.aggregator.findings import Findings
+from stoker.aggregator.leaving import leave_of
 from stoker.aggregator.ledger import Ledger, WatchTooOld, WatchTooSlow
 from stoker.aggregator.limits import Malformed
 from stoker.aggregator.meters import Meters
@@ -43,6 +45,7 @@ from stoker.aggregator.moves import RebalanceOptions
 from stoker.aggregator.placing.placer import Placer
 from stoker.aggregator.rpc import received
 from stoker.aggregator.wire_allocations import ALLOCATION_STATES
+from stoker.aggregator.wire_mig import leave_message
 from stoker.aggregator.wire_requests import read_id, read_request
 from stoker.aggregator.wishes import (
     Allocate,
@@ -93,8 +96,14 @@ class FleetService:
         findings: Findings | None = None,
         rebalance: RebalanceOptions | None = None,
         placer: Placer | None = None,
+        *,
+        relay: Relay,
     ) -> None:
-        """`policy`, `findings` and `placer` are those that the control loop goes by."""
+        """`policy`, `findings` and `placer` are those that the control loop goes by.
+
+        `relay` asks agents about their partitions.
+        """
+        self._mig = MigService(ledger, relay)
         self.rebalancing = RebalanceService(ledger, self._wish, clock, rebalance)
         self._upkeep = UpkeepService(
             ledger, self._wish, clock, policy or CordonPolicy(), findings or Findings()
@@ -122,6 +131,7 @@ class FleetService:
             "Watch": self.watch,
             **self._upkeep.methods(),
             **self.rebalancing.methods(),
+            **self._mig.methods(),
         }
 
     # --- allocations
@@ -183,6 +193,7 @@ class FleetService:
                     expires_at=self._fleet.expires_at(id_),
                     ended_reason=known.reason,
                     move=self.rebalancing.offer_to(id_),
+                    leave=leave_message(leave_of(self._fleet, known)),
                 )
             await context.write(answer)
 

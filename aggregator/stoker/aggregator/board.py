@@ -106,7 +106,10 @@ class Board:
         granted = replace(allocation, state=AllocationState.GRANTED, placements=placements)
         self._allocations[granted.id] = granted
         for placement in placements:
-            new = {device.uuid: claim_of(granted.id, device) for device in placement.devices}
+            new: dict[str, Claims] = {}
+            for device in placement.devices:
+                claim = claim_of(granted.id, device)
+                new[device.uuid] = (*new.get(device.uuid, ()), claim)
             add_name(self.tenants, placement.node, granted.id)
             self._show(placement.node, partial(_with, new))
 
@@ -152,10 +155,10 @@ def _tenants(view: FleetView) -> Mapping[str, tuple[str, ...]]:
     return {name: tuple(sorted(ids)) for name, ids in found.items()}
 
 
-def _with(new: Mapping[str, Claim], uuid: str, old: Claims) -> Claims:
+def _with(new: Mapping[str, Claims], uuid: str, old: Claims) -> Claims:
     if uuid not in new:
         return old
-    return tuple(sorted((*old, new[uuid]), key=lambda one: one.allocation_id))
+    return tuple(sorted((*old, *new[uuid]), key=lambda one: one.allocation_id))
 
 
 def _without(status: NodeStatus, id_: str) -> NodeStatus:

@@ -79,10 +79,11 @@ def has_let_go(
 
 def to_hold(allocation: Allocation, devices: Sequence[Device]) -> HeldAllocation:
     """Return what a node shall hold for a granted allocation: `devices`, its part of it."""
-    share = next((device for device in devices if not device.exclusive), None)
+    # What several MIG devices have of memory is for each of them to tell.
+    share = devices[0] if len(devices) == 1 and not devices[0].exclusive else None
     return HeldAllocation(
         id=allocation.id,
-        gpu_uuids=tuple(device.uuid for device in devices),
+        gpu_uuids=tuple(dict.fromkeys(device.uuid for device in devices)),
         memory_bytes=share.memory_bytes if share else None,
         compute_milli=share.compute_milli if share else None,
         mig_device_uuids=tuple(d.mig_device_uuid for d in devices if d.mig_device_uuid),

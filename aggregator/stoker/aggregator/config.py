@@ -2,12 +2,13 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 
 from stoker.aggregator.conditions import FAILURES_KEPT_SECONDS
 from stoker.aggregator.cordoning import CordonAt, CordonPolicy
+from stoker.aggregator.cuts import PartitioningOptions
 from stoker.aggregator.lemons import LemonPolicy
 from stoker.aggregator.moves import (
     ANSWER_SECONDS_DEFAULT,
@@ -21,7 +22,8 @@ from stoker.core import config
 from stoker.core.addresses import Address, parse_address
 from stoker.core.config import option, section
 from stoker.core.daemons import LogLevel, check_reach, default_data_dir
-from stoker.core.errors import BadInput
+from stoker.core.errors import BadInput, shown
+from stoker.core.units import parse_duration
 
 DAY_SECONDS = 86_400.0
 # Compiled loops cost three seconds of CPU once and 109 MB; smaller fleets decide fast without.
@@ -124,6 +126,19 @@ class PlacementConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MigConfig:
+    """Which pools have their GPUs partitioned (MIG) by demand."""
+
+    pools: Mapping[str, str] = option(
+        NO_POOLS,
+        "Pools whose idle GPUs are cut up for what waits: 'automatic' does it, 'propose' only "
+        "tells of it. After that dwell=10m (a GPU that was changed is left alone for so long), "
+        "wait=30s (a request must have waited so long) and whole_gpus=0 (so many free GPUs stay "
+        "whole), such as {train: automatic dwell=10m whole_gpus=2}.",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AggregatorConfig:
     """Everything that an aggregator can be told, as it is written."""
 
@@ -141,6 +156,7 @@ class AggregatorConfig:
     health: HealthConfig = section(HealthConfig)
     rebalance: RebalanceConfig = section(RebalanceConfig)
     placement: PlacementConfig = section(PlacementConfig)
+    mig: MigConfig = section(MigConfig)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +172,9 @@ class Settings:
     rebalance: RebalanceOptions = field(default_factory=RebalanceOptions)
     policies: Policies = field(default_factory=Policies)
     compile_from_gpus: int = COMPILE_FROM_GPUS
+    partitioning: Mapping[str, PartitioningOptions] = field(
+        default_factory=dict[str, PartitioningOptions]
+    )
 
 
 def load(file: Path | None, environ: Mapping[str, str], flags: Mapping[str, object]) -> Settings:
@@ -188,6 +207,10 @@ def settle(written: AggregatorConfig, environ: Mapping[str, str], *, is_root: bo
         ),
         policies=_policies(written.placement),
         compile_from_gpus=written.placement.compile_from_gpus,
+        partitioning={
+            pool: _partitioning(text, f"mig.pools: {pool}")
+            for pool, text in written.mig.pools.items()
+        },
     )
 
 
@@ -204,6 +227,29 @@ def _policies(written: PlacementConfig) -> Policies:
             known = ", ".join(CHOSEN_BY_NAME)
             raise BadInput(f"{where}: {min(unknown)} is for comparisons only; known are {known}")
     return Policies.named(written.policy, written.pools)
+
+
+def _partitioning(text: str, where: str) -> PartitioningOptions:
+    how, *rest = text.split() or [""]
+    if how not in ("automatic", "propose"):
+        raise BadInput(f"{where}: must begin with 'automatic' or 'propose', found {shown(text)}")
+    options = PartitioningOptions(is_automatic=how == "automatic")
+    for each in rest:
+        name, _, value = each.partition("=")
+        match name:
+            case "dwell":
+                options = replace(options, dwell_seconds=parse_duration(value, f"{where}: dwell"))
+            case "wait":
+                seconds = parse_duration(value, f"{where}: wait")
+                options = replace(options, hysteresis_seconds=seconds)
+            case "whole_gpus" if value.isdecimal() and value.isascii():
+                options = replace(options, whole_gpus_kept=int(value))
+            case "whole_gpus":
+                raise BadInput(f"{where}: whole_gpus must be a number, found {shown(value)}")
+            case _:
+                known = "dwell=..., wait=... and whole_gpus=..."
+                raise BadInput(f"{where}: {shown(each)} is none of {known}")
+    return options
 
 
 def _reachable(text: str, what: str, *, is_insecure: bool) -> Address:

@@ -10,7 +10,7 @@ from typing import assert_never
 
 from stoker.aggregator import events as e
 from stoker.aggregator.admission import objection
-from stoker.aggregator.adoption import adoptable, is_answer
+from stoker.aggregator.adoption import adoptable, is_answer, profile_of
 from stoker.aggregator.fleet import Fleet
 from stoker.aggregator.model import (
     Allocation,
@@ -438,7 +438,7 @@ class Round:
             ttl_seconds=held.ttl_seconds,
             memory_bytes=held.memory_bytes,
             compute_milli=None if devices[0].mig_device_uuid else held.compute_milli,
-            mig_profile=devices[0].mig_profile or None,
+            mig_profile=profile_of(devices),
             cpu_milli=held.cpu_milli,
             host_memory_bytes=held.host_memory_bytes,
         )

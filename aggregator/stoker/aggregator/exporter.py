@@ -20,6 +20,7 @@ from prometheus_client.registry import Collector
 from stoker.aggregator.fleet import INTERVALS_FRESH
 from stoker.aggregator.health_metrics import health_metrics
 from stoker.aggregator.meters import Meters
+from stoker.aggregator.mig_metrics import mig_metrics
 from stoker.aggregator.model import AllocationState, DriverState, GpuSample
 from stoker.aggregator.picture import Picture
 from stoker.aggregator.views import GpuView
@@ -112,6 +113,7 @@ class FleetCollector(Collector):
             yield from _node_metrics(picture)
             yield from _gpu_metrics(picture)
             yield from health_metrics(picture)
+            yield from mig_metrics(picture)
             yield from _allocation_metrics(picture)
 
 
@@ -201,7 +203,7 @@ def _gpu_metrics(picture: Picture) -> Iterator[Metric]:
     states = GaugeMetricFamily(
         "stoker_fleet_gpus",
         "GPUs by state: free, allocated (whole), shared, foreign (used by others, or handed out by "
-        "them), unavailable (not read, out of use, not fresh, or cordoned).",
+        "them), unavailable (not read, out of use, not fresh, cordoned, or withheld).",
         labels=("state",),
     )
     for state, number in count.items():

@@ -93,6 +93,7 @@ class Fleet:
         # Node -> allocation id -> last command of this stream.
         self.sent: dict[str, Mapping[str, Command]] = {}
         self.fresh_until: dict[str, float] = {}
+        self.leaving: set[str] = set()  # nodes that ask holders to be gone (see `leaving`)
         self._leases = Deadlines(self.expires)
         self._waits = Deadlines(self.wait_until)
         self._views: MutableMapping[str, NodeView] = {}
@@ -175,7 +176,7 @@ class Fleet:
         draft.capacity_version = self.capacity_version
         draft.hosts_version = self.hosts_version
         draft.sent = self.sent
-        draft.fresh_until = self.fresh_until
+        draft.fresh_until, draft.leaving = self.fresh_until, self.leaving
         draft._leases = Deadlines(draft.expires)
         draft._waits = Deadlines(draft.wait_until)
         self.view(self._log.looked_at)
@@ -235,9 +236,7 @@ class Fleet:
                 self._change_condition(event)
             case e.AllocationRequested():
                 self._request(event, version)
-            case e.AllocationGranted():
-                self._grant(event, version)
-            case e.AllocationAdopted():
+            case e.AllocationGranted() | e.AllocationAdopted():
                 self._grant(event, version)
             case e.AllocationReleasing():
                 self._give_up(event, version)
@@ -344,11 +343,8 @@ class Fleet:
         for uuid in listed - lists:
             drop_name(self.homes, uuid, name)
         status = self.statuses.get(name)
-        if lists - listed and status is not None and status.processes is not None:
-            # The last process table was read before these GPUs were there.
-            unread = (*status.processes.unread_gpu_uuids, *sorted(lists - listed))
-            table = replace(status.processes, unread_gpu_uuids=unread)
-            self.statuses[name] = replace(status, processes=table)
+        if lists - listed and status is not None:
+            self.statuses[name] = reports.after_listing(status, lists - listed)
         self._dirty[name] = None
 
     def _request(self, event: e.AllocationRequested, version: int) -> None:
@@ -468,6 +464,7 @@ class Fleet:
     def _connect(self, event: e.AgentConnected) -> None:
         self.statuses[event.node] = reports.after_connect(self.status(event.node), event)
         self.sent[event.node] = {}
+        self.leaving.discard(event.node)
         self.unreconciled.add(event.node)
         self._dirty[event.node] = None
 
@@ -478,6 +475,9 @@ class Fleet:
             self.unreconciled.add(name)
         if after.health_at != before.health_at:
             self.conditions.version += 1
+        if after.mig is not before.mig:
+            self._dirty[name] = None
+            (self.leaving.add if reports.asks_to_leave(after) else self.leaving.discard)(name)
         if reports.changes_placement(before, after):
             self._dirty[name] = None
             self.capacity_version += 1

@@ -27,6 +27,12 @@ DRAIN_SECONDS_MAX = 2_592_000.0  # 30 days
 NUMA_NODE_MAX = 1023  # the kernel's own
 NVLINKS_PER_GPU_MAX = 1024
 MIG_DEVICES_PER_GPU_MAX = 64
+MIG_DEVICES_PER_REQUEST_MAX = 64  # as many as a node can be told to hold
+MIG_SLICES_MAX = 64  # of one board: of its memory, and of its compute
+MIG_PROFILES_MAX = 64  # of one board
+LEAVING_MAX = 1024  # allocations on one GPU: shares of it
+MIG_ENTRIES_MAX = 256  # of one configuration
+MIG_REPORT_BYTES_MAX = 1 << 20
 # Of one node: those that are there, and those that once were and are missed.
 JUDGED_GPUS_MAX = 2 * GPUS_PER_NODE_MAX
 # As many as agents tell: where every link of an NVLink card is down there is a fault for each, and
@@ -97,6 +103,12 @@ def labels(value: Mapping[str, str], field: str) -> dict[str, str] | None:
         text(key, f"{field} key", LABEL_KEY_BYTES_MAX, required=True)
         text(each, f"{field}[{shown(key)}]", TEXT_BYTES_MAX)
     return dict(value)
+
+
+def few(count: int, most: int, field: str) -> None:
+    """Refuse more than `most` of something."""
+    if count > most:
+        raise Malformed(field, f"at most {most}, found {count}")
 
 
 def unique(values: list[str], field: str) -> None:

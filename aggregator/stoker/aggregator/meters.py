@@ -82,13 +82,28 @@ class Meters:
             "Rounds of the control loop that decided something or looked for it.",
             registry=self.registry,
         )
+        self.partitions = Counter(
+            "stoker_partitions_by_demand",
+            "GPUs that were to be partitioned for requests that wait, by what their node answered.",
+            ["outcome"],
+            registry=self.registry,
+        )
+        self.partitions_proposed = Gauge(
+            "stoker_partitions_proposed",
+            "GPUs that had better be partitioned otherwise for what waits, as of the last look.",
+            registry=self.registry,
+        )
         self.is_compiled = Gauge(
             "stoker_placement_compiled",
-            "Whether the loops of placement run compiled: 0 in a small fleet, and until it is done.",
+            "Whether the loops of placement run compiled: 0 in a small fleet, and until it is "
+            "done.",
             registry=self.registry,
         )
         for outcome in ("granted", "queued", "refused", "invalid", "repeated", "failed"):
             self.requests.labels(outcome)  # a counter that is not there yet cannot be alerted on
+
+        for outcome in ("begun", "refused"):
+            self.partitions.labels(outcome)
 
     def committed(self, events: int, seconds: float) -> None:
         """Count one transaction of the store."""

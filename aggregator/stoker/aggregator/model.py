@@ -6,6 +6,7 @@ from enum import StrEnum
 
 import msgspec
 
+from stoker.aggregator.gpu_mig import GpuMig
 from stoker.aggregator.processes import ProcessTable
 from stoker.aggregator.verdicts import GpuHealth
 from stoker.core.units import format_bytes
@@ -53,16 +54,17 @@ MIG_ANY = "any"  # the smallest MIG device that has the memory
 class Request:
     """What a client asks for; `wire` makes it from the message and refuses what is out of range.
 
-    Whole GPUs, a share of one GPU (`memory_bytes` and/or `compute_milli`), or a MIG device
-    (`mig_profile`). `gpus` is 0 only for replays of recorded workloads, which also have tasks that
-    take CPU alone.
+    Whole GPUs, a share of one GPU (`memory_bytes` and/or `compute_milli`), or MIG devices of one
+    node (`mig_profile`). `gpus` is 0 only for replays of recorded workloads, which also have tasks
+    that take CPU alone.
     """
 
-    gpus: int  # whole GPUs on each node; 1 for a share and for a MIG device
+    gpus: int  # whole GPUs on each node, or MIG devices; 1 for a share
     holder: str
     ttl_seconds: float
-    memory_bytes: int | None = None  # of a share; with `mig_profile`: at least so many
-    compute_milli: int | None = None  # of a share; alone it takes the same part of the memory
+    memory_bytes: int | None = None  # of a share; with `mig_profile`: each at least so many
+    # Of a share; alone it takes the same part of the memory. With MIG_ANY: each at least so much.
+    compute_milli: int | None = None
     mig_profile: str | None = None  # "1g.10gb", or MIG_ANY
     nodes: int = 1  # more than one: a gang, all or nothing
     cpu_milli: int = 0  # on each node; so is the next
@@ -92,8 +94,8 @@ class Request:
     def __post_init__(self) -> None:
         if self.gpus < 0 or self.nodes < 1 or (self.gpus == 0 and self.cpu_milli == 0):
             raise ValueError(f"a request for {self.gpus} GPUs on {self.nodes} nodes")
-        is_part = self.is_share or self.mig_profile is not None
-        if is_part and (self.gpus != 1 or self.nodes != 1):
+        most = 1 if self.is_share else self.gpus
+        if not self.is_whole and (self.nodes != 1 or not 1 <= self.gpus <= most):
             raise ValueError(f"a part of a GPU on {self.nodes} nodes with {self.gpus} GPUs each")
         if self.memory_bytes is not None and self.memory_bytes < 1:
             raise ValueError(f"a request for {self.memory_bytes} bytes")
@@ -138,9 +140,7 @@ class Request:
         """Return the wish in a few words: `2 x H100-80GB` or `20 GiB of one GPU`."""
         model = " or ".join(self.models) or "GPU"
         if self.mig_profile is not None:
-            profile = "MIG device" if self.mig_profile == MIG_ANY else f"MIG {self.mig_profile}"
-            least = f" with {format_bytes(self.memory_bytes)}" if self.memory_bytes else ""
-            return f"one {profile}{least} of a {model}"
+            return f"{'one' if self.gpus == 1 else self.gpus} {self._described_mig()} of a {model}"
         if self.is_share:
             parts = [] if self.memory_bytes is None else [format_bytes(self.memory_bytes)]
             if self.compute_milli is not None:
@@ -150,6 +150,15 @@ class Request:
             return f"{self.cpu_milli / 1000:g} CPUs"
         each = f"{self.gpus} x {model}"
         return each if self.nodes == 1 else f"{self.nodes} nodes with {each} each"
+
+    def _described_mig(self) -> str:
+        profile = "MIG device" if self.mig_profile == MIG_ANY else f"MIG {self.mig_profile}"
+        if self.gpus > 1:
+            profile += "s" if self.mig_profile == MIG_ANY else " devices"
+        least = [format_bytes(self.memory_bytes)] if self.memory_bytes else []
+        if self.compute_milli is not None:
+            least.append(f"{self.compute_milli / 10:g} % of the compute")
+        return f"{profile} with {' and '.join(least)}" if least else profile
 
 
 @dataclass(frozen=True, slots=True)
@@ -384,6 +393,7 @@ class Frame:
     driver: DriverState | None = None
     driver_reason: str = ""
     health: tuple[GpuHealth, ...] | None = None  # of every GPU, when a verdict changed
+    mig: Mapping[str, GpuMig] | None = None  # by UUID, complete, when one changed
     frames_dropped: int = 0
 
 
@@ -406,6 +416,7 @@ class NodeStatus:
     health: Mapping[str, GpuHealth] | None = None  # by UUID; None: not told on this stream yet
     # Since when that is listened to: it was first told on this stream. Aggregator's clock.
     health_at: float | None = None
+    mig: Mapping[str, GpuMig] | None = None  # by UUID; None: not told on this stream yet
     frames_dropped: int = 0
     acked_sequence: int = 0
 

@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from stoker.aggregator.events import AgentConnected, FrameArrived
+from stoker.aggregator.gpu_mig import is_asking, withheld
 from stoker.aggregator.model import DriverState, Frame, GpuSample, MissingGpu, NodeStatus
 from stoker.aggregator.processes import ProcessTable
 
@@ -15,9 +16,9 @@ _SILENT = (DriverState.BLOCKED, DriverState.FAILED, DriverState.RELEASED)
 def after_connect(before: NodeStatus, event: AgentConnected) -> NodeStatus:
     """Return the status at the beginning of a stream.
 
-    Of the last stream only telemetry still holds, as it tells its own age. Processes, driver and
-    health are not known until a frame of this stream tells them: meanwhile the host may have been
-    rebooted. GPUs that were out of use are so until an inventory tells.
+    Of the last stream only telemetry still holds, as it tells its own age. Processes, driver,
+    health and partitions are not known until a frame of this stream tells them: meanwhile the host
+    may have been rebooted. GPUs that were out of use are so until an inventory tells.
     """
     return NodeStatus(
         session=event.session,
@@ -74,6 +75,7 @@ def after_frame(before: NodeStatus, event: FrameArrived, tenants: Collection[str
         driver_reason=frame.driver_reason if has_driver else before.driver_reason,
         health=health,
         health_at=health_at,
+        mig=before.mig if frame.mig is None else frame.mig,
         frames_dropped=frame.frames_dropped,
         acked_sequence=frame.sequence,
     )
@@ -92,9 +94,27 @@ def changes_placement(before: NodeStatus, after: NodeStatus) -> bool:
         after.held is not before.held
         or after.missing != before.missing
         or (after.driver, after.driver_reason) != (before.driver, before.driver_reason)
+        or _withheld_otherwise(before, after)
         or not _are_same_processes(after.processes, before.processes)
         or not _are_same_gpus(after.samples, before.samples)
     )
+
+
+def after_listing(before: NodeStatus, new: Collection[str]) -> NodeStatus:
+    """Return the status once the node lists GPUs more: who uses those nobody has looked at yet."""
+    if before.processes is None:
+        return before
+    unread = (*before.processes.unread_gpu_uuids, *sorted(new))
+    return replace(before, processes=replace(before.processes, unread_gpu_uuids=unread))
+
+
+def asks_to_leave(status: NodeStatus) -> bool:
+    """Whether the node asks holders of its GPUs to be gone."""
+    return is_asking(status.mig)
+
+
+def _withheld_otherwise(before: NodeStatus, after: NodeStatus) -> bool:
+    return after.mig is not before.mig and withheld(after.mig) != withheld(before.mig)
 
 
 def _uuids(missing: tuple[MissingGpu, ...]) -> frozenset[str]:

@@ -23,6 +23,7 @@ from stoker.aggregator.health import SERVICE as HEALTH
 from stoker.aggregator.health import Health
 from stoker.aggregator.ledger import Ledger
 from stoker.aggregator.meters import Meters
+from stoker.aggregator.partitioner import Partitioner
 from stoker.aggregator.picture import Picture, take_picture
 from stoker.aggregator.placing.kernels import Kernels
 from stoker.aggregator.placing.placer import Placer
@@ -125,7 +126,10 @@ class Aggregator:
             findings,
             self._settings.rebalance,
             placer,
+            relay=link.ask_about_mig,
         )
+        cuts = self._settings.partitioning
+        partitioner = Partitioner(ledger.fleet, link.ask_about_mig, meters, self._clock, cuts)
         routing = RoutingService(ledger.fleet, self._clock)
         health = Health((LINK.full_name, FLEET.full_name, SERVICES.full_name))
         server = aio.server(options=_OPTIONS, maximum_concurrent_rpcs=CALLS_MAX)
@@ -151,6 +155,7 @@ class Aggregator:
                     tasks.create_task(link.run(), name="acknowledgements"),
                     tasks.create_task(routing.run(), name="routing"),
                     tasks.create_task(service.rebalancing.run(), name="rebalancing"),
+                    tasks.create_task(partitioner.run(), name="partitioning"),
                     tasks.create_task(self._watch_health(control, health), name="health"),
                     tasks.create_task(self._compile(placer, ledger, meters), name="compiling"),
                 ]

@@ -21,6 +21,7 @@ from stoker.aggregator.ledger import Ledger
 from stoker.aggregator.limits import Malformed
 from stoker.aggregator.meters import Meters
 from stoker.aggregator.model import Command, MissingGpu, NodeFacts
+from stoker.aggregator.relays import Relays, not_connected
 from stoker.aggregator.rpc import received
 from stoker.aggregator.wire import (
     PROTOCOL_VERSION,
@@ -30,11 +31,12 @@ from stoker.aggregator.wire import (
     read_frame,
     read_hello,
     read_inventory,
+    relay_message,
     welcome_message,
 )
 from stoker.core.clock import Clock
 from stoker.core.errors import StoreError
-from stoker.v1 import agent_pb2
+from stoker.v1 import agent_pb2, mig_pb2
 
 # A stream that does not say hello so soon is closed.
 HELLO_SECONDS = 10.0
@@ -96,6 +98,7 @@ class _Session:
         self.has_inventory = False
         self.is_connected = False  # the fleet knows of it
         self.commands: deque[Command] = deque()
+        self.relays = Relays(self.node)
         self.commands_done = 0
         self.next_command_id = 1
         self.pending = 0  # frames not acknowledged
@@ -156,6 +159,14 @@ class AgentLink:
         if len(session.commands) > COMMANDS_QUEUED_MAX:
             sentence = f"{len(session.commands)} commands wait and are not read"
             session.end(CallFailure(grpc.StatusCode.RESOURCE_EXHAUSTED, "NOT_READING", sentence))
+
+    async def ask_about_mig(self, node: str, ask: mig_pb2.MigAsk) -> mig_pb2.MigAnswer:
+        """Return what the node's agent answers; raises CallFailure."""
+        session = self._live.get(node)
+        if session is None or not session.is_connected:
+            raise not_connected(node, "its agent has no stream")
+        session.wake.set()
+        return await session.relays.ask(ask, self._clock)
 
     async def run(self) -> None:
         """Acknowledge what may be acknowledged until cancelled."""
@@ -308,6 +319,7 @@ class AgentLink:
     def _end(self, session: _Session, reason: str) -> None:
         session.is_over = True
         session.spoke.set()
+        session.relays.end(reason)
         self._unacked.pop(session.id, None)
         if self._live.get(session.node) is session:
             del self._live[session.node]
@@ -333,9 +345,15 @@ class AgentLink:
 
     async def _read(self, session: _Session, context: Context) -> None:
         while (message := await received(context)) is not None:
-            if not isinstance(message, agent_pb2.AgentMessage) or not message.HasField("frame"):
-                raise Malformed("message", "must be a frame after the hello")
-            await self._take(session, message.frame)
+            if not isinstance(message, agent_pb2.AgentMessage) or message.HasField("hello"):
+                raise Malformed("message", "must be a frame or an answer after the hello")
+            if message.HasField("mig"):
+                session.spoke.set()
+                session.relays.answer(message.mig)
+            elif message.HasField("frame"):
+                await self._take(session, message.frame)
+            else:
+                raise Malformed("message", "must be a frame or an answer, found neither")
 
     async def _take(self, session: _Session, message: agent_pb2.Frame) -> None:
         """Take one frame in, once; on a stream that was replaced it is left to the other."""
@@ -416,6 +434,8 @@ class AgentLink:
                 raise session.ending
             while session.commands:
                 await context.write(command_message(session.commands.popleft()))
+            while (relay := session.relays.next_unsent()) is not None:
+                await context.write(relay_message(relay))
             if session.is_ack_due:
                 session.is_ack_due = False
                 await context.write(ack_message(session.acked))

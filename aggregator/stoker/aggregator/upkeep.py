@@ -11,6 +11,7 @@ from stoker.aggregator import events as e
 from stoker.aggregator.conditions import COUNTED_SECONDS
 from stoker.aggregator.cordoning import Case, CordonPolicy, Review, cordon_reason, review
 from stoker.aggregator.fleet import Fleet
+from stoker.aggregator.leaving import evictions
 from stoker.aggregator.model import AllocationState
 from stoker.aggregator.verdicts import Condition, GpuHealth, by_severity
 
@@ -146,7 +147,7 @@ def _may_be_noted(known: Condition, health: GpuHealth, policy: CordonPolicy, now
 
 
 def _drains(fleet: Fleet) -> Iterator[tuple[float, str, str]]:
-    """Yield what is granted where it is drained: when it ends, its id, and why."""
+    """Yield what is granted where it is drained, or made to go: when it ends, its id, and why."""
     for name, due_at in fleet.drains.items():
         reason = fleet.nodes[name].cordoned or ""
         for id_ in fleet.tenants.get(name, ()):
@@ -158,6 +159,7 @@ def _drains(fleet: Fleet) -> Iterator[tuple[float, str, str]]:
         for claim in fleet.claims.get(uuid, ()):
             if fleet.allocations[claim.allocation_id].state is AllocationState.GRANTED:
                 yield due_at, claim.allocation_id, cordon.reason
+    yield from evictions(fleet)
 
 
 def _heard_at(fleet: Fleet, name: str) -> float | None:

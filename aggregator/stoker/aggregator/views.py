@@ -6,6 +6,7 @@ from itertools import chain
 from typing import assert_never
 
 from stoker.aggregator.changelog import ChangeLog
+from stoker.aggregator.gpu_mig import GpuMig, progress
 from stoker.aggregator.model import (
     COMPUTE_MILLI,
     Allocation,
@@ -35,6 +36,7 @@ class GpuView:
     strays: tuple[str, ...]  # ids that the node holds it for, and the ledger does not
     assigned: tuple[Assignment, ...]  # what others have handed out of it, idle or not
     cordon: GpuCordon | None  # why nothing new goes to it
+    mig: GpuMig | None  # its partitions; None: not told
     missing: MissingGpu | None  # why it is out of use; None: it is not
     is_read: bool  # the newest sample told something of it
     processes_known: bool  # the newest process table has it
@@ -43,6 +45,11 @@ class GpuView:
     room_bytes: int  # a share could take: total less the driver's, all shares, foreign processes
     compute_free_milli: int  # a share could be promised; 0 where it could have no memory either
     mig_free: tuple[MigDevice, ...]  # that a request could take
+
+    @property
+    def is_withheld(self) -> bool:
+        """Whether nothing new goes to it because its partitions are not as they shall be."""
+        return self.mig is not None and self.mig.is_withheld
 
     @property
     def usable_bytes(self) -> int:
@@ -66,6 +73,7 @@ class NodeView:
     services: Mapping[str, tuple[str, ...]]
     assignments_unknown: str  # why it is not known what others have handed out; empty: it is
     cordoned_gpus: int  # one by one; the node's own cordon is `node.cordoned`
+    withheld_gpus: int  # whose partitions are not as they shall be
     free_gpus: int
     free_by_model: Mapping[str, int]  # of every model that the node has
     room_bytes_max: int  # the largest share that one of its GPUs can take
@@ -132,12 +140,13 @@ def view_node(
     if claimed is None:
         gpus = tuple(seen(gpu) for gpu in node.facts.gpus)
         cordoned = sum(gpu.cordon is not None for gpu in gpus)
+        held_back = sum(gpu.is_withheld for gpu in gpus) if status.mig else 0
     else:
         changed = claimed.uuids
         gpus = tuple(
             [seen(one.gpu) if one.gpu.uuid in changed else one for one in claimed.before.gpus]
         )
-        cordoned = claimed.before.cordoned_gpus
+        cordoned, held_back = claimed.before.cordoned_gpus, claimed.before.withheld_gpus
     known = {tenant.id for tenant in tenants}
     strays = [held for held in (status.held or {}).values() if held.id not in known]
     free: dict[str, int] = {}
@@ -167,6 +176,7 @@ def view_node(
         services=_services(node.facts.name, tenants),
         assignments_unknown=status.processes.assignments_unknown if status.processes else "",
         cordoned_gpus=cordoned,
+        withheld_gpus=held_back,
         free_gpus=sum(free.values()),
         free_by_model=free,
         room_bytes_max=room_bytes_max,
@@ -185,7 +195,8 @@ def view_gpu(
     A process is foreign unless it belongs to an allocation that has this GPU. What the node holds
     and the ledger does not know is adopted or dropped; until then nobody else gets the GPU. What
     the kubelet or Slurm has handed out is in use though it may be idle; where that is not known,
-    any GPU may be. A card in MIG mode gives nothing but its MIG devices.
+    any GPU may be. A card in MIG mode gives nothing but its MIG devices, and one whose partitions
+    are not as they shall be gives nothing at all.
     """
     sample = (status.samples or {}).get(gpu.uuid)
     reserved = sample.memory_reserved_bytes or 0 if sample else 0
@@ -200,7 +211,9 @@ def view_gpu(
     assigned = tuple(each for each in assignments if each.gpu_uuid == gpu.uuid)
     is_ours_to_give = not assigned and not (table is not None and table.assignments_unknown)
     strays = tuple(id_ for id_ in held_for if id_ not in ours)
-    is_sound = is_read and known and not strays and cordon is None
+    mig = (status.mig or {}).get(gpu.uuid)
+    is_open = cordon is None and (mig is None or not mig.is_withheld)
+    is_sound = is_read and known and not strays and is_open
     is_usable = is_sound and is_ours_to_give and not gpu.mig_enabled
     room_bytes = _room(gpu, claims, foreign, reserved) if is_usable else 0
     promised = sum(claim.compute_milli for claim in claims)
@@ -212,6 +225,7 @@ def view_gpu(
         strays=strays,
         assigned=assigned,
         cordon=cordon,
+        mig=mig,
         missing=missing,
         is_read=is_read,
         processes_known=known,
@@ -239,6 +253,13 @@ def describe_cordon(gpu: GpuView, now: float) -> str:
         return ""
     since = format_duration(max(0.0, now - gpu.cordon.at))
     return f"GPU {gpu.gpu.index} is cordoned: {gpu.cordon.reason} (for {since})"
+
+
+def describe_withheld(gpu: GpuView) -> str:
+    """Return why nothing new goes to the GPU until it is partitioned; empty: it is not withheld."""
+    if gpu.mig is None or not gpu.is_withheld:
+        return ""
+    return f"GPU {gpu.gpu.index}: {progress(gpu.mig)}"
 
 
 def describe_assigned(gpu: GpuView) -> str:

@@ -21,8 +21,9 @@ from stoker.aggregator.model import (
     NodeFacts,
 )
 from stoker.aggregator.wire_health import read_health, read_processes
+from stoker.aggregator.wire_mig import read_node_mig
 from stoker.core.gpu_models import GPUS_PER_NODE_MAX
-from stoker.v1 import agent_pb2
+from stoker.v1 import agent_pb2, mig_pb2
 
 PROTOCOL_VERSION = 1
 
@@ -152,9 +153,10 @@ def read_frame(
         if driver is None:
             raise Malformed("frame.driver.state", f"{message.driver.state} is no state of a driver")
         driver_reason = message.driver.reason[: limits.REASON_BYTES_MAX]
+    at = limits.finite(message.at, "frame.at")
     return Frame(
         sequence=message.sequence,
-        at=limits.finite(message.at, "frame.at"),
+        at=at,
         monotonic_seconds=message.monotonic_seconds,
         commands_done=message.commands_done,
         # Samples of GPUs that are not known (yet) tell nothing, also not that the node is fresh.
@@ -165,6 +167,7 @@ def read_frame(
         driver=driver,
         driver_reason=driver_reason,
         health=read_health(message.health) if message.HasField("health") else None,
+        mig=read_node_mig(message.mig, sampled_at - at) if message.HasField("mig") else None,
         missing=missing,
         frames_dropped=message.frames_dropped,
     )
@@ -209,6 +212,11 @@ def command_message(command: Command) -> agent_pb2.AggregatorMessage:
     )
     hold = agent_pb2.Hold(allocation=held)
     return agent_pb2.AggregatorMessage(command=agent_pb2.Command(id=command.id, hold=hold))
+
+
+def relay_message(relay: mig_pb2.MigRelay) -> agent_pb2.AggregatorMessage:
+    """Return a question about partitions as a message."""
+    return agent_pb2.AggregatorMessage(mig=relay)
 
 
 # --- helpers

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 
 from stoker.aggregator.fleet import INTERVALS_FRESH
+from stoker.aggregator.gpu_mig import GpuMig
 from stoker.aggregator.model import (
     Claim,
     Gpu,
@@ -22,6 +23,7 @@ from stoker.aggregator.wire_health import (
     health_message,
     process_message,
 )
+from stoker.aggregator.wire_mig import gpu_mig_message
 from stoker.core.units import format_duration
 from stoker.v1 import fleet_pb2, types_pb2
 
@@ -61,6 +63,7 @@ def node_message(
             assignments.get(gpu.uuid, ()),
             health_of(status, conditions.get(gpu.uuid), gpu.uuid),
             conditions.get(gpu.uuid),
+            (status.mig or {}).get(gpu.uuid),
         )
         for gpu in facts.gpus
     ]
@@ -136,18 +139,22 @@ def _gpu(
     assignments: Iterable[Assignment],
     health: GpuHealth | None,
     condition: Condition | None,
+    mig: GpuMig | None,
 ) -> fleet_pb2.NodeGpu:
     message = fleet_pb2.NodeGpu(
         uuid=gpu.uuid,
         model=gpu.model,
         index=gpu.index,
         memory_total_bytes=gpu.memory_total_bytes,
-        allocation_ids=[claim.allocation_id for claim in claims],
+        allocation_ids=dict.fromkeys(claim.allocation_id for claim in claims),
         processes=[process_message(process) for process in processes],
         pci_bus_id=gpu.pci_bus_id,
         health=health_message(health),
         cordon=cordon_message(condition.cordon if condition else None),
         assignments=[assignment_message(each) for each in assignments],
+        mig_enabled=gpu.mig_enabled,
+        mig_devices=_mig_devices(gpu, claims),
+        mig=gpu_mig_message(mig),
     )
     if sample is not None:
         message.MergeFrom(
@@ -164,6 +171,19 @@ def _gpu(
             )
         )
     return message
+
+
+def _mig_devices(gpu: Gpu, claims: tuple[Claim, ...]) -> list[fleet_pb2.NodeMigDevice]:
+    holders = {claim.mig_device_uuid: claim.allocation_id for claim in claims}
+    return [
+        fleet_pb2.NodeMigDevice(
+            uuid=each.uuid,
+            profile=each.profile,
+            memory_total_bytes=each.memory_total_bytes,
+            allocation_id=holders.get(each.uuid, ""),
+        )
+        for each in gpu.mig_devices
+    ]
 
 
 def _missing(missing: MissingGpu) -> types_pb2.MissingGpu:

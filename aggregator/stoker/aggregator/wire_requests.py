@@ -31,11 +31,17 @@ def read_request(message: types_pb2.Request) -> Request:
     if message.HasField("memory_bytes"):
         memory_bytes = limits.size(message.memory_bytes, "request.memory_bytes")
     mig_profile = _mig_profile(message.mig_profile)
-    if mig_profile is not None and compute_milli is not None:
+    if mig_profile not in (None, MIG_ANY) and compute_milli is not None:
         raise Malformed(
-            "request.compute_milli", "a MIG device has the compute of its profile; leave it out"
+            "request.compute_milli",
+            f"a MIG {mig_profile} has the compute of its profile; leave it out, or ask for "
+            f"{MIG_ANY!r}",
         )
-    _check_gpus(message, is_part=mig_profile is not None or bool(memory_bytes or compute_milli))
+    _check_gpus(
+        message,
+        is_mig=mig_profile is not None,
+        is_share=mig_profile is None and bool(memory_bytes or compute_milli),
+    )
     service = limits.text(message.service, "request.service") or None
     for field, value in (("anti_affinity", message.anti_affinity), ("spread", message.spread)):
         if value and service is None:
@@ -131,22 +137,23 @@ def read_id(value: str, field: str) -> str:
     return limits.text(value, field, limits.ID_BYTES_MAX, required=True)
 
 
-def _check_gpus(message: types_pb2.Request, *, is_part: bool) -> None:
-    if not is_part:
+def _check_gpus(message: types_pb2.Request, *, is_mig: bool, is_share: bool) -> None:
+    if not is_mig and not is_share:
         limits.number(message.gpus, "request.gpus", 1, limits.GPUS_MAX)
         limits.number(message.nodes, "request.nodes", 0, limits.GANG_NODES_MAX)
         return
-    if message.gpus > 1:
+    if is_mig:
+        limits.number(message.gpus, "request.gpus", 0, limits.MIG_DEVICES_PER_REQUEST_MAX)
+    elif message.gpus > 1:
         raise Malformed(
             "request.gpus",
-            f"a share (memory_bytes, compute_milli) or a MIG device is of one GPU, "
-            f"found gpus={message.gpus}; "
-            "ask for whole GPUs, or for one part at a time",
+            f"a share (memory_bytes, compute_milli) is of one GPU, found gpus={message.gpus}; "
+            "ask for whole GPUs, or for one share at a time",
         )
     if message.nodes > 1:
         raise Malformed(
             "request.nodes",
-            "a share (memory_bytes, compute_milli) or a MIG device is on one node, "
+            "a share (memory_bytes, compute_milli) is on one node, and so are MIG devices, "
             f"found nodes={message.nodes}; "
             "a gang is of whole GPUs",
         )

@@ -19,6 +19,7 @@ from stoker.cli.wishes import wish_of, wish_options
 from stoker.client import AllocationEnded, AsyncFleet, ClientError, Wish
 from stoker.client.environment import host_boot_id
 from stoker.core.errors import BadInput, ExitCode
+from stoker.core.units import format_duration
 
 # `--wait` without a duration: as long as the aggregator lets anybody wait.
 WAIT_LONG = "30d"
@@ -41,6 +42,11 @@ WAITING_PATIENCE_SECONDS = 60.0
     metavar="[DURATION]",
     help="Wait in the queue, as long as it takes if no duration is said.",
 )
+@click.option(
+    "--leave-on-request",
+    is_flag=True,
+    help="Send COMMAND SIGTERM when the GPUs are wanted back; else only say so.",
+)
 @click.argument("command", metavar="[-- COMMAND...]", nargs=-1, type=click.UNPROCESSED)
 @click.pass_obj
 def alloc(
@@ -49,23 +55,28 @@ def alloc(
     command: tuple[str, ...],
     labels: tuple[str, ...],
     wait: str | None,
+    leave_on_request: bool,
     **options: Any,
 ) -> int:
     """Get GPUs and print them, or run COMMAND on them.
 
     With COMMAND only GPUs of this host are taken: it runs with the variables that show it exactly
     them, they are kept while it runs and given back when it ends, and its exit code is returned.
-    Standard output is then the command's own.
+    Standard output is then the command's own. When the GPUs are wanted back, because they are to be
+    partitioned anew, standard error says so.
     """
     wish = wish_of(options, labels)
     if not command:
+        if leave_on_request:
+            raise BadInput("--leave-on-request: there is no COMMAND to end")
         return asyncio.run(_interruptible(partial(_print_allocation, settings, wish, wait)))
     nodes = wish.get("nodes", 1)
     if nodes > 1:
         raise BadInput(f"--nodes {nodes}: COMMAND runs on this host only; leave it out")
     if shutil.which(command[0]) is None:
         raise BadInput(f"{command[0]}: no such command")
-    return asyncio.run(_interruptible(partial(_run_command, settings, wish, wait, command)))
+    run = partial(_run_command, settings, wish, wait, command, leave_on_request)
+    return asyncio.run(_interruptible(run))
 
 
 async def _interruptible(work: Callable[[SignalRouter], Coroutine[Any, Any, int]]) -> int:
@@ -106,6 +117,7 @@ async def _run_command(
     wish: Wish,
     wait: str | None,
     command: Sequence[str],
+    leave_on_request: bool,
     router: SignalRouter,
 ) -> int:
     wish["host_boot_id"] = host_boot_id()
@@ -115,6 +127,14 @@ async def _run_command(
         _say(f"{ended}; stopping {command[0]}")
         errand.stop()
 
+    def leave(reason: str, leave_by: float, is_evicting: bool) -> None:
+        within = format_duration(max(0.0, leave_by - time.time()))
+        then = "; they are taken then" if is_evicting else ""
+        _say(f"the GPUs are wanted back within {within}{then}: {reason}")
+        if leave_on_request:
+            _say(f"ending {command[0]}")
+            errand.end()
+
     async with _connect(settings, wait) as fleet:
         narrator = Narrator(fleet)
         try:
@@ -123,6 +143,7 @@ async def _run_command(
                 set_environment=False,
                 on_waiting=narrator.waits,
                 on_ended=stop,
+                on_leave=leave,
                 **wish,
             ) as lease:
                 narrator.stop()

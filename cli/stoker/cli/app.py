@@ -24,6 +24,7 @@ VERBS: Mapping[str, tuple[str, str]] = {
     "cordon": ("stoker.cli.cordons:cordon", "Let nothing new go to a node or a GPU."),
     "drain": ("stoker.cli.cordons:drain", "Cordon, and end what is held after a grace."),
     "uncordon": ("stoker.cli.cordons:uncordon", "Let allocations go there again."),
+    "mig": ("stoker.cli.mig:mig", "Plan, apply and undo how GPUs are partitioned (MIG)."),
     "rebalance": ("stoker.cli.rebalance:rebalance", "Show moves that mend fragments and hot GPUs."),
     "bench": ("stoker.cli.bench:bench", "Measure the daemons under the load of a fleet."),
     "config": ("stoker.cli.config:config", "Check configurations, show defaults."),
@@ -39,7 +40,7 @@ EXIT_CODES: Mapping[ExitCode, str] = {
     ExitCode.NOT_FOUND: "no such allocation, node or GPU",
     ExitCode.STORE: "the durable state is corrupt, too new, or cannot be written",
     ExitCode.IN_USE: "a port or a data folder is held by another process",
-    ExitCode.PENDING: "begun, and the kernel holds a process that has to end first",
+    ExitCode.PENDING: "begun, and a process has to end, or a GPU to be reset, before it is done",
 }
 
 

@@ -65,6 +65,11 @@ class Errand:
         if self._process is not None and not (signum in _FROM_TERMINAL and _is_in_foreground()):
             self._process.send_signal(signum)
 
+    def end(self) -> None:
+        """Ask the command to end, and leave the time it takes to it."""
+        if self._process is not None:
+            self._process.terminate()
+
     def stop(self) -> None:
         """Ask the command to end, and kill it if it does not."""
         if self._process is not None:

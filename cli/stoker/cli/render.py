@@ -193,6 +193,8 @@ def _held_by(gpu: Gpu, node: Node) -> str:
     others = [each for each in gpu.processes if _part_of(each) not in assigned]
     users = [*assigned, *_foreign(others)]
     users += [_out(each) for each in node.missing_gpus if each.uuid == gpu.uuid]
+    if gpu.mig is not None and gpu.mig.is_withheld:
+        users.append(f"MIG {gpu.mig.state}".strip())
     held = [*gpu.allocation_ids, *users]
     if gpu.cordon is not None:
         return ", ".join([*held, "cordoned" if gpu.cordon.drain_at is None else "draining"])

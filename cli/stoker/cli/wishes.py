@@ -11,11 +11,20 @@ from stoker.core.errors import BadInput
 C = TypeVar("C", bound=Callable[..., Any])
 
 _OPTIONS = (
-    click.option("--gpus", type=int, metavar="N", help="Whole GPUs, all on one node; 1 if unsaid."),
+    click.option(
+        "--gpus",
+        type=int,
+        metavar="N",
+        help="Whole GPUs, or with --mig devices, all on one node; 1 if unsaid.",
+    ),
     click.option("--nodes", type=int, metavar="N", help="As many on each of N nodes, or nothing."),
     click.option("--memory", metavar="SIZE", help="A share of one GPU instead, such as 20GiB."),
     click.option("--compute", type=float, metavar="RATIO", help="And, or, of its compute: 0.25."),
-    click.option("--mig", metavar="PROFILE", help="A MIG device: 1g.10gb; any, with --memory."),
+    click.option(
+        "--mig",
+        metavar="PROFILE",
+        help="MIG devices instead: 1g.10gb; any, with --memory or --compute.",
+    ),
     click.option("--cpus", type=float, metavar="N", help="CPUs of the host, on each node."),
     click.option("--host-memory", metavar="SIZE", help="Memory of the host, on each node."),
     click.option(

@@ -11,6 +11,7 @@ from stoker.client.errors import (
     ClientError,
     InvalidRequest,
     KeyReused,
+    MigRefused,
     NoEndpoint,
     NotFound,
     Refused,
@@ -19,6 +20,7 @@ from stoker.client.errors import (
     VersionTooOld,
 )
 from stoker.client.lease import Lease
+from stoker.client.leaving import LeaveRequest
 from stoker.client.model import (
     AddNodes,
     Allocation,
@@ -58,11 +60,13 @@ from stoker.client.model import (
     UncordonNode,
     WhatIf,
 )
+from stoker.client.partitions import GpuMig, MigInstance
 from stoker.client.requesting import Wish
 from stoker.client.services import Endpoint, Service, ServiceEndpoints, Standing
 from stoker.client.services_aio import AsyncRouter
 from stoker.client.services_sync import Router
 from stoker.client.sync import Fleet, connect
+from stoker.core.mig.reports import MigAsk, MigEntry, MigReport
 
 __all__ = [
     "AddNodes",
@@ -86,6 +90,7 @@ __all__ = [
     "GpuCondition",
     "GpuCordon",
     "GpuHealth",
+    "GpuMig",
     "GpuTopology",
     "GpuVerdict",
     "HealthFault",
@@ -93,6 +98,12 @@ __all__ = [
     "KeptAlive",
     "KeyReused",
     "Lease",
+    "LeaveRequest",
+    "MigAsk",
+    "MigEntry",
+    "MigInstance",
+    "MigRefused",
+    "MigReport",
     "MissingGpu",
     "Move",
     "MoveOffer",

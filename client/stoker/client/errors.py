@@ -4,12 +4,13 @@ ClientError             every error of this package; carries the exit code that 
 ├── InvalidRequest      what was asked cannot be understood or is out of range
 │   └── KeyReused       the idempotency key stands for another request
 ├── Refused             understood, and cannot be placed now; `refusals` says why, per node
+├── MigRefused          the node's agent does not do it, or not now; the text says why
 ├── NoEndpoint          the service has no endpoint that can be called now
 ├── NotFound            there is no such allocation or node
 ├── AllocationEnded     the allocation is no longer granted; `reason` says why
 ├── VersionTooOld       the changes after that resource version are no longer kept: list anew
 ├── StoreUnavailable    the aggregator cannot write down what was asked, so nothing was done
-├── Unreachable         no answer: nobody there, or not in time
+├── Unreachable         no answer: nobody there, or not in time; or the node meant is away
 └── AggregatorFailed    any other answer; a bug or a broken machine
 """
 
@@ -39,6 +40,12 @@ class Refused(ClientError):
     def __init__(self, refusals: Refusals) -> None:
         self.refusals = refusals
         super().__init__(refusals.summary)
+
+
+class MigRefused(ClientError):
+    """The agent of the node does not change its partitions so, or not now."""
+
+    exit_code = ExitCode.REFUSED
 
 
 class NoEndpoint(ClientError):
@@ -77,7 +84,7 @@ class StoreUnavailable(ClientError):
 
 
 class Unreachable(ClientError):
-    """The aggregator did not answer."""
+    """The aggregator did not answer, or the node that was meant is not connected to it."""
 
     exit_code = ExitCode.UNREACHABLE
 

@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from stoker.client.leaving import LeaveRequest
+from stoker.client.partitions import GpuMig
+
 _ID_CHARACTERS = 12  # of a container's, as its own tools show them
 
 
@@ -250,6 +253,7 @@ class KeptAlive:
     expires_at: float | None
     ended_reason: str
     move: MoveOffer | None = None  # the fleet asks to move it elsewhere
+    leave: LeaveRequest | None = None  # the fleet asks to give it back
 
 
 @dataclass(frozen=True, slots=True)
@@ -386,6 +390,7 @@ class Gpu:
     health: GpuHealth | None = None  # None: its agent has judged nothing yet
     cordon: GpuCordon | None = None  # its own; the node may be cordoned beside it
     assignments: tuple[Assignment, ...] = ()
+    mig: GpuMig | None = None  # None: a card without MIG, or not told
 
 
 @dataclass(frozen=True, slots=True)

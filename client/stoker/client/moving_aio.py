@@ -88,6 +88,7 @@ class Keeper:
             _log.warning("allocation %s was not kept alive, trying again: %s", id_, error)
             return False
         else:
+            self._lease.ask_to_leave(id_, kept.leave)
             if kept.move is not None and self._moving.begin(kept.move):
                 self._mover = asyncio.create_task(self._move(kept.move))
         return True

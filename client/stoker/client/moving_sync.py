@@ -87,6 +87,7 @@ class Keeper:
             _log.warning("allocation %s was not kept alive, trying again: %s", id_, error)
             return False
         else:
+            self._lease.ask_to_leave(id_, kept.leave)
             if kept.move is not None:
                 self._begin(kept.move)
         return True

@@ -16,11 +16,11 @@ PLAIN_TTL_SECONDS = 3600.0  # of a plain request, which nobody keeps alive unask
 class Wish(TypedDict, total=False):
     """What may be asked for; what is left out does not matter to the caller."""
 
-    gpus: int  # whole GPUs, all on one node; 1 when left out
+    gpus: int  # whole GPUs, or MIG devices with `mig`, all on one node; 1 when left out
     nodes: int  # a gang: as many GPUs on each of so many nodes, all or nothing
     memory: str | int | None  # a share of one GPU: "20GiB", or bytes
     compute: float | None  # a share of one GPU's compute, from 0 to 1
-    mig: str | None  # a MIG device: "1g.10gb"; "any": the smallest that has `memory`
+    mig: str | None  # of this profile: "1g.10gb"; "any": the smallest with `memory` and `compute`
     cpus: float | None  # of the host, on each node; so is the next
     host_memory: str | int | None
     model: str | Sequence[str] | None  # "H100-80GB", or a part of the driver's name; any of several
@@ -61,7 +61,7 @@ def build_request(wish: Wish, *, holder: str, ttl_seconds: float) -> Request:
         raise InvalidRequest(f"gpus: wanted at least 1, found {gpus}")
     if nodes < 1:
         raise InvalidRequest(f"nodes: wanted at least 1, found {nodes}")
-    if memory_bytes is not None and gpus != 1:
+    if memory_bytes is not None and gpus != 1 and not mig:
         raise InvalidRequest(
             f"gpus: a share of memory is a share of one GPU, found {gpus} with memory {memory}"
         )

@@ -3,7 +3,7 @@
 A call is sent again only where a second execution changes nothing: the reads; Release, Cordon,
 Uncordon and Drain, which state what shall be (the grace of a drain counts from the last time);
 KeepAlive; AnswerMove, since an offer is granted once; Serve, by which a replica is registered anew;
-and Allocate because it carries an idempotency key.
+Mig, whose changes carry an operation id; and Allocate because it carries an idempotency key.
 What an aggregator that is being restarted makes of a call is UNAVAILABLE or, when it was told to
 stop meanwhile, CANCELLED. Every other status is an answer, and asking again would give the same.
 """
@@ -36,6 +36,7 @@ class Method(StrEnum):
     LIST_HEALTH = "ListHealth"
     REBALANCE = "Rebalance"
     ANSWER_MOVE = "AnswerMove"
+    MIG = "Mig"
     SERVE = "Serve"
     ROUTE = "Route"
     WATCH_ENDPOINTS = "WatchEndpoints"
@@ -60,6 +61,7 @@ RETRIED: Mapping[Method, frozenset[str]] = {
     Method.LIST_HEALTH: _LOST,
     Method.REBALANCE: frozenset(),  # applied once more it asks further holders
     Method.ANSWER_MOVE: _LOST,
+    Method.MIG: _LOST,
     Method.SERVE: _LOST,
     Method.ROUTE: _LOST,
     Method.WATCH_ENDPOINTS: _LOST | {"DEADLINE_EXCEEDED"},

@@ -13,7 +13,7 @@ from typing import Any, Self, TypeVar, Unpack
 
 import grpc
 
-from stoker.client import wire, wire_moves, wire_services
+from stoker.client import wire, wire_mig, wire_moves, wire_services
 from stoker.client.channel import (
     LEAVE_SECONDS_MAX,
     RELEASE_WAIT_SECONDS,
@@ -30,6 +30,7 @@ from stoker.client.environment import (
 from stoker.client.errors import ClientError
 from stoker.client.keepalive import still_granted
 from stoker.client.lease import RELEASED, EndedCallback, Lease, granted, on_this_host, settle
+from stoker.client.leaving import LeaveCallback
 from stoker.client.model import (
     Allocation,
     Allocations,
@@ -56,6 +57,7 @@ from stoker.client.requesting import (
 from stoker.client.retrying import OF_SERVICES, Method, Seen, Tries
 from stoker.client.services import Service, ServiceEndpoints, registration
 from stoker.client.services_sync import Router, serving
+from stoker.core.mig.reports import MigAsk, MigReport
 
 T = TypeVar("T")
 
@@ -216,6 +218,7 @@ class Fleet:
         on_ended: EndedCallback | None = None,
         on_waiting: Callable[[str], None] | None = None,
         on_move: MoveCallback | None = None,
+        on_leave: LeaveCallback | None = None,
         **wish: Unpack[Wish],
     ) -> Generator[Lease]:
         """Hold what was wished for while the context lasts: kept alive, and given back at its end.
@@ -232,13 +235,18 @@ class Fleet:
         the variables are those of the new one, and the old one is given back. False, or a failure,
         leaves everything as it was. It runs in a thread of its own, and the end of the context
         waits for it.
+
+        `on_leave(reason, leave_by, is_evicting)` is called when its GPU is to be partitioned anew:
+        the work should be saved and the context left by then (Unix seconds); with `is_evicting`
+        the allocation is ended then. Without it, the log says so. It is called by the keep-alive
+        and should return soon. `leave` of the lease tells the same.
         """
         asked = build_request(wish, holder=default_holder(), ttl_seconds=KEPT_TTL_SECONDS)
         if on_move is not None:
             asked = replace(asked, movable=True)
         if set_environment:
             asked = on_this_host(asked)
-        lease = Lease(self.submit(asked, wait=wait, on_waiting=on_waiting), on_ended)
+        lease = Lease(self.submit(asked, wait=wait, on_waiting=on_waiting), on_ended, on_leave)
         variables = ContextVariables(process_layers, lease.env if set_environment else {})
         moved = variables.replace if set_environment else _leave_variables
         keeper = Keeper(self, lease, on_move, moved)
@@ -363,6 +371,15 @@ class Fleet:
         """
         grace = None if grace_seconds is None else as_seconds(grace_seconds, "grace_seconds")
         return self._answer(wire.drain(node, reason, gpu_uuid, grace))
+
+    def mig(self, node: str, ask: MigAsk) -> MigReport:
+        """Plan, apply, undo or tell a node's partitions (MIG), through its agent.
+
+        Returns once the operation is written down there, not when it is done: `status` tells that.
+        Sent again under the same operation id it changes nothing more; one is made up when there is
+        none. Raises MigRefused with the agent's reason, and Unreachable for a node that is away.
+        """
+        return self._answer(wire_mig.mig(node, ask))
 
     def watch(self, resource_version: int = 0) -> Generator[Change]:
         """Yield every durable change after `resource_version`, in order, for as long as it is read.

@@ -309,12 +309,16 @@ def error_of(failed: Failure, call: Call[Any], address: str) -> errors.ClientErr
             return errors.StoreUnavailable(text)
         case ("INVALID_REQUEST", _) | (_, "INVALID_ARGUMENT"):
             return errors.InvalidRequest(_with_fields(text, failed.fields))
+        case (_, "FAILED_PRECONDITION") | ("TOO_MANY", _) if call.method is Method.MIG:
+            return errors.MigRefused(text)
         case ("" | "STOPPING", "UNAVAILABLE" | "CANCELLED"):
             return errors.Unreachable(f"aggregator at {address} cannot be reached: {_cause(text)}")
         case ("", "RESOURCE_EXHAUSTED") if "larger than max" in text:
             return errors.InvalidRequest(f"the request is too large: {text}")
         case ("", "DEADLINE_EXCEEDED"):
             return errors.Unreachable(f"aggregator at {address} did not answer in time")
+        case (_, "UNAVAILABLE" | "DEADLINE_EXCEEDED") if call.method is Method.MIG:
+            return errors.Unreachable(text)  # the aggregator itself did answer: its node does not
         case ("", "UNIMPLEMENTED"):
             return errors.AggregatorFailed(
                 f"what answers at {address} has no {call.method}: another program, or an older one"

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from stoker.client.leaving import LeaveRequest
 from stoker.client.model import (
     Allocation,
     AllocationState,
@@ -22,8 +23,9 @@ from stoker.client.model import (
     RequestAhead,
 )
 from stoker.client.wire_health import assignment, cordon_of, given, health_of, owner_of
+from stoker.client.wire_partitions import mig_of
 from stoker.client.wire_requests import read_request
-from stoker.v1 import fleet_pb2, placing_pb2, types_pb2
+from stoker.v1 import fleet_pb2, mig_pb2, placing_pb2, types_pb2
 
 _ALLOCATION_STATES: Mapping[int, AllocationState] = {
     types_pb2.ALLOCATION_STATE_WAITING: AllocationState.WAITING,
@@ -87,7 +89,12 @@ def kept_alive(message: fleet_pb2.KeepAliveResponse) -> KeptAlive:
         given(message, "expires_at"),
         message.ended_reason,
         _move_offer(message.move) if message.HasField("move") else None,
+        _leave_request(message.leave) if message.HasField("leave") else None,
     )
+
+
+def _leave_request(message: mig_pb2.LeaveRequest) -> LeaveRequest:
+    return LeaveRequest(message.reason, message.leave_by, message.is_evicting)
 
 
 def _move_offer(message: placing_pb2.MoveOffer) -> MoveOffer:
@@ -189,6 +196,7 @@ def _gpu(message: fleet_pb2.NodeGpu) -> Gpu:
         health=health_of(message),
         cordon=cordon_of(message),
         assignments=tuple(assignment(each) for each in message.assignments),
+        mig=mig_of(message),
     )
 
 

@@ -34,7 +34,7 @@ class SystemClock:
         await asyncio.sleep(max(0.0, seconds))
 
 
-class SteadyClock(SystemClock):
+class SteadyClock:
     """The wall time of the start, carried on by the monotonic clock.
 
     For a process whose deadlines must not move when an administrator or NTP steps the host's clock:
@@ -42,8 +42,16 @@ class SteadyClock(SystemClock):
     What it dates follows a step only after a restart.
     """
 
-    def __init__(self) -> None:
-        self._ahead = time.time() - time.monotonic()
+    def __init__(self, clock: Clock | None = None) -> None:
+        """Take the clock to carry on; None: the machine's own."""
+        self._clock = clock or SystemClock()
+        self._ahead = self._clock.now() - self._clock.monotonic()
 
     def now(self) -> float:
-        return self._ahead + time.monotonic()
+        return self._ahead + self._clock.monotonic()
+
+    def monotonic(self) -> float:
+        return self._clock.monotonic()
+
+    async def sleep(self, seconds: float) -> None:
+        await self._clock.sleep(seconds)

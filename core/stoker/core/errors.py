@@ -25,7 +25,7 @@ class ExitCode(IntEnum):
     NOT_FOUND = 6  # the named allocation, node or GPU does not exist
     STORE = 7  # the durable state is corrupt, too new, or cannot be written
     IN_USE = 8  # a port or a data folder is held by another process
-    PENDING = 9  # under way and not to be hurried: the kernel holds a process
+    PENDING = 9  # under way: the kernel holds a process, or a GPU waits for a reset or a reboot
 
 
 class StokerError(Exception):

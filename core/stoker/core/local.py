@@ -18,12 +18,14 @@ from typing import Annotated, TypeVar
 import msgspec
 
 from stoker.core.errors import BadInput, ExitCode, StokerError
+from stoker.core.mig.reports import MigAsk, MigReport
 from stoker.core.units import DURATION_SECONDS_MAX
 
 # The kernel's `sun_path` has 108 bytes, the last of which ends the name.
 PATH_BYTES_MAX = 107
-# A request says little; an answer lists at most what a node holds and runs.
-REQUEST_BYTES_MAX = 4096
+# A request says little, or brings a configuration of partitions; an answer lists at most what a
+# node holds and runs.
+REQUEST_BYTES_MAX = 64 * 2**10
 ANSWER_BYTES_MAX = 16 * 2**20
 # A release waits for a driver host to be ended, killed, and given up on.
 ANSWER_SECONDS_MAX = 15.0
@@ -74,8 +76,20 @@ class AskSetHealthy(_Request, frozen=True, tag="set_healthy"):
     gpu: str  # its UUID, or its index
 
 
+class AskMig(_Request, frozen=True, tag="mig"):
+    """Plan, apply or undo partitions of the GPUs, or tell how they are."""
+
+    ask: MigAsk
+
+
 Request = (
-    AskStatus | AskRelease | AskResume | AskProfilingPause | AskProfilingResume | AskSetHealthy
+    AskStatus
+    | AskRelease
+    | AskResume
+    | AskProfilingPause
+    | AskProfilingResume
+    | AskSetHealthy
+    | AskMig
 )
 
 
@@ -256,6 +270,16 @@ class SetHealthy(_Answer, frozen=True, tag="set_healthy"):
     unsaved: str  # why a restart would remember them
 
 
+class Mig(_Answer, frozen=True, tag="mig"):
+    """What would be done, or how things are.
+
+    What is applied goes on after the answer: it is over when no GPU with that operation is on its
+    way any more.
+    """
+
+    report: MigReport
+
+
 class Refusal(_Answer, frozen=True, tag="refusal"):
     """Why it is not done."""
 
@@ -263,7 +287,7 @@ class Refusal(_Answer, frozen=True, tag="refusal"):
     exit_code: int = int(ExitCode.REFUSED)
 
 
-Answer = Status | Released | Resumed | Profiling | SetHealthy | Refusal
+Answer = Status | Released | Resumed | Profiling | SetHealthy | Mig | Refusal
 
 _request_decoder: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Request)
 _answer_decoder: msgspec.json.Decoder[Answer] = msgspec.json.Decoder(Answer)

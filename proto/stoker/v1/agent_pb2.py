@@ -22,10 +22,11 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from stoker.v1 import mig_pb2 as stoker_dot_v1_dot_mig__pb2
 from stoker.v1 import types_pb2 as stoker_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15stoker/v1/agent.proto\x12\tstoker.v1\x1a\x15stoker/v1/types.proto\"_\n\x0c\x41gentMessage\x12!\n\x05\x66rame\x18\x01 \x01(\x0b\x32\x10.stoker.v1.FrameH\x00\x12!\n\x05hello\x18\x02 \x01(\x0b\x32\x10.stoker.v1.HelloH\x00\x42\t\n\x07message\"\x8b\x01\n\x11\x41ggregatorMessage\x12\x1d\n\x03\x61\x63k\x18\x01 \x01(\x0b\x32\x0e.stoker.v1.AckH\x00\x12%\n\x07\x63ommand\x18\x02 \x01(\x0b\x32\x12.stoker.v1.CommandH\x00\x12%\n\x07welcome\x18\x03 \x01(\x0b\x32\x12.stoker.v1.WelcomeH\x00\x42\t\n\x07message\"\x93\x03\n\x05Hello\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\x15\n\ragent_version\x18\x03 \x01(\t\x12\x13\n\x0bincarnation\x18\x04 \x01(\t\x12\x16\n\x0e\x66irst_sequence\x18\x05 \x01(\x04\x12\x0f\n\x07\x62oot_id\x18\x06 \x01(\t\x12\x11\n\tsimulated\x18\x07 \x01(\x08\x12\x0c\n\x04pool\x18\x08 \x01(\t\x12,\n\x06labels\x18\t \x03(\x0b\x32\x1c.stoker.v1.Hello.LabelsEntry\x12\x18\n\x10interval_seconds\x18\n \x01(\x01\x12\'\n\tinventory\x18\x0b \x01(\x0b\x32\x14.stoker.v1.Inventory\x12\x1d\n\x04held\x18\x0c \x01(\x0b\x32\x0f.stoker.v1.Held\x12\x12\n\nprocess_id\x18\r \x01(\t\x12\x19\n\x11monotonic_seconds\x18\x0e \x01(\x01\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x9e\x01\n\tInventory\x12\x16\n\x0e\x64river_version\x18\x01 \x01(\t\x12\x14\n\x0c\x63uda_version\x18\x02 \x01(\t\x12\x1c\n\x04gpus\x18\x03 \x03(\x0b\x32\x0e.stoker.v1.Gpu\x12&\n\x07missing\x18\x04 \x03(\x0b\x32\x15.stoker.v1.MissingGpu\x12\x1d\n\x04host\x18\x05 \x01(\x0b\x32\x0f.stoker.v1.Host\"/\n\x04Host\x12\x11\n\tcpu_milli\x18\x01 \x01(\x04\x12\x14\n\x0cmemory_bytes\x18\x02 \x01(\x04\"\xd6\x03\n\x03Gpu\x12\x0e\n\x06number\x18\x01 \x01(\r\x12\x0c\n\x04uuid\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x1a\n\x12memory_total_bytes\x18\x04 \x01(\x04\x12\r\n\x05index\x18\x05 \x01(\r\x12\x12\n\npci_bus_id\x18\x06 \x01(\t\x12\x0e\n\x06serial\x18\x07 \x01(\t\x12\x1a\n\x12\x63ompute_capability\x18\x08 \x01(\t\x12\x1e\n\x11power_limit_watts\x18\t \x01(\x01H\x00\x88\x01\x01\x12\x19\n\x0cminor_number\x18\n \x01(\rH\x01\x88\x01\x01\x12\x15\n\rvbios_version\x18\x0b \x01(\t\x12\x18\n\x0bmig_enabled\x18\x0c \x01(\x08H\x02\x88\x01\x01\x12\x16\n\tnuma_node\x18\r \x01(\rH\x03\x88\x01\x01\x12+\n\x0cnvlink_peers\x18\x0e \x03(\x0b\x32\x15.stoker.v1.NvlinkPeer\x12\x16\n\x0envswitch_links\x18\x0f \x01(\r\x12)\n\x0bmig_devices\x18\x10 \x03(\x0b\x32\x14.stoker.v1.MigDeviceB\x14\n\x12_power_limit_wattsB\x0f\n\r_minor_numberB\x0e\n\x0c_mig_enabledB\x0c\n\n_numa_node\"+\n\nNvlinkPeer\x12\x0e\n\x06number\x18\x01 \x01(\r\x12\r\n\x05links\x18\x02 \x01(\r\"|\n\tMigDevice\x12\x0c\n\x04uuid\x18\x01 \x01(\t\x12\x0f\n\x07profile\x18\x02 \x01(\t\x12\x1a\n\x12memory_total_bytes\x18\x03 \x01(\x04\x12\x17\n\x0fgpu_instance_id\x18\x04 \x01(\r\x12\x1b\n\x13\x63ompute_instance_id\x18\x05 \x01(\r\"6\n\x04Held\x12.\n\x0b\x61llocations\x18\x01 \x03(\x0b\x32\x19.stoker.v1.HeldAllocation\"\xb2\x02\n\x0eHeldAllocation\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\tgpu_uuids\x18\x02 \x03(\t\x12\x19\n\x0cmemory_bytes\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12\x0e\n\x06holder\x18\x04 \x01(\t\x12\x13\n\x0bttl_seconds\x18\x05 \x01(\x01\x12\x12\n\nheld_since\x18\x06 \x01(\x01\x12\x12\n\nis_leaving\x18\x07 \x01(\x08\x12\x18\n\x10mig_device_uuids\x18\x08 \x03(\t\x12\x1a\n\rcompute_milli\x18\t \x01(\rH\x01\x88\x01\x01\x12\x11\n\tcpu_milli\x18\n \x01(\x04\x12\x19\n\x11host_memory_bytes\x18\x0b \x01(\x04\x12\x12\n\ngang_nodes\x18\x0c \x01(\rB\x0f\n\r_memory_bytesB\x10\n\x0e_compute_milli\"\x84\x03\n\x05\x46rame\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\n\n\x02\x61t\x18\x02 \x01(\x01\x12%\n\x07samples\x18\x03 \x03(\x0b\x32\x14.stoker.v1.GpuSample\x12*\n\tprocesses\x18\x04 \x01(\x0b\x32\x17.stoker.v1.ProcessTable\x12\x1d\n\x04held\x18\x05 \x01(\x0b\x32\x0f.stoker.v1.Held\x12(\n\x08refusals\x18\x06 \x03(\x0b\x32\x16.stoker.v1.HoldRefusal\x12\'\n\tinventory\x18\x07 \x01(\x0b\x32\x14.stoker.v1.Inventory\x12\'\n\x06\x64river\x18\x08 \x01(\x0b\x32\x17.stoker.v1.DriverStatus\x12\x16\n\x0e\x66rames_dropped\x18\t \x01(\x04\x12\x19\n\x11monotonic_seconds\x18\n \x01(\x01\x12\x15\n\rcommands_done\x18\x0b \x01(\x04\x12%\n\x06health\x18\x0c \x01(\x0b\x32\x15.stoker.v1.NodeHealth\"0\n\nNodeHealth\x12\"\n\x04gpus\x18\x01 \x03(\x0b\x32\x14.stoker.v1.GpuHealth\"\xad\x04\n\tGpuSample\x12\x0e\n\x06number\x18\x01 \x01(\r\x12\x1e\n\x11memory_used_bytes\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12\x1e\n\x11utilization_ratio\x18\x03 \x01(\x02H\x01\x88\x01\x01\x12 \n\x13temperature_celsius\x18\x04 \x01(\x02H\x02\x88\x01\x01\x12\x18\n\x0bpower_watts\x18\x05 \x01(\x02H\x03\x88\x01\x01\x12\x1b\n\x0esm_clock_hertz\x18\x06 \x01(\x04H\x04\x88\x01\x01\x12\x1f\n\x12memory_clock_hertz\x18\x07 \x01(\x04H\x05\x88\x01\x01\x12%\n\x18memory_utilization_ratio\x18\x08 \x01(\x02H\x06\x88\x01\x01\x12\x1a\n\renergy_joules\x18\t \x01(\x01H\x07\x88\x01\x01\x12\"\n\x15memory_reserved_bytes\x18\n \x01(\x04H\x08\x88\x01\x01\x12\x18\n\x0b\x61ge_seconds\x18\x0b \x01(\x02H\t\x88\x01\x01\x42\x14\n\x12_memory_used_bytesB\x14\n\x12_utilization_ratioB\x16\n\x14_temperature_celsiusB\x0e\n\x0c_power_wattsB\x11\n\x0f_sm_clock_hertzB\x15\n\x13_memory_clock_hertzB\x1b\n\x19_memory_utilization_ratioB\x10\n\x0e_energy_joulesB\x18\n\x16_memory_reserved_bytesB\x0e\n\x0c_age_seconds\"\xac\x01\n\x0cProcessTable\x12\x12\n\nstarted_at\x18\x01 \x01(\x01\x12%\n\tprocesses\x18\x02 \x03(\x0b\x32\x12.stoker.v1.Process\x12\x18\n\x10unread_gpu_uuids\x18\x03 \x03(\t\x12*\n\x0b\x61ssignments\x18\x04 \x03(\x0b\x32\x15.stoker.v1.Assignment\x12\x1b\n\x13\x61ssignments_unknown\x18\x05 \x01(\t\"4\n\x0bHoldRefusal\x12\x15\n\rallocation_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"W\n\x0c\x44riverStatus\x12%\n\x05state\x18\x01 \x01(\x0e\x32\x16.stoker.v1.DriverState\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x10\n\x08restarts\x18\x03 \x01(\x04\"W\n\x07Welcome\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x1a\n\x12\x61ggregator_version\x18\x02 \x01(\t\x12\x16\n\x0e\x61\x63ked_sequence\x18\x03 \x01(\x04\"\x17\n\x03\x41\x63k\x12\x10\n\x08sequence\x18\x01 \x01(\x04\"b\n\x07\x43ommand\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x1f\n\x04hold\x18\x02 \x01(\x0b\x32\x0f.stoker.v1.HoldH\x00\x12\x1f\n\x04\x64rop\x18\x03 \x01(\x0b\x32\x0f.stoker.v1.DropH\x00\x42\t\n\x07\x63ommand\"5\n\x04Hold\x12-\n\nallocation\x18\x01 \x01(\x0b\x32\x19.stoker.v1.HeldAllocation\"-\n\x04\x44rop\x12\x15\n\rallocation_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t*\xae\x01\n\x0b\x44riverState\x12\x1c\n\x18\x44RIVER_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x44RIVER_STATE_STARTING\x10\x01\x12\x18\n\x14\x44RIVER_STATE_READING\x10\x02\x12\x18\n\x14\x44RIVER_STATE_BLOCKED\x10\x03\x12\x17\n\x13\x44RIVER_STATE_FAILED\x10\x04\x12\x19\n\x15\x44RIVER_STATE_RELEASED\x10\x05\x32Q\n\tAgentLink\x12\x44\n\x07\x43onnect\x12\x17.stoker.v1.AgentMessage\x1a\x1c.stoker.v1.AggregatorMessage(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15stoker/v1/agent.proto\x12\tstoker.v1\x1a\x13stoker/v1/mig.proto\x1a\x15stoker/v1/types.proto\"\x84\x01\n\x0c\x41gentMessage\x12!\n\x05\x66rame\x18\x01 \x01(\x0b\x32\x10.stoker.v1.FrameH\x00\x12!\n\x05hello\x18\x02 \x01(\x0b\x32\x10.stoker.v1.HelloH\x00\x12#\n\x03mig\x18\x03 \x01(\x0b\x32\x14.stoker.v1.MigAnswerH\x00\x42\t\n\x07message\"\xaf\x01\n\x11\x41ggregatorMessage\x12\x1d\n\x03\x61\x63k\x18\x01 \x01(\x0b\x32\x0e.stoker.v1.AckH\x00\x12%\n\x07\x63ommand\x18\x02 \x01(\x0b\x32\x12.stoker.v1.CommandH\x00\x12%\n\x07welcome\x18\x03 \x01(\x0b\x32\x12.stoker.v1.WelcomeH\x00\x12\"\n\x03mig\x18\x04 \x01(\x0b\x32\x13.stoker.v1.MigRelayH\x00\x42\t\n\x07message\"\x93\x03\n\x05Hello\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\x15\n\ragent_version\x18\x03 \x01(\t\x12\x13\n\x0bincarnation\x18\x04 \x01(\t\x12\x16\n\x0e\x66irst_sequence\x18\x05 \x01(\x04\x12\x0f\n\x07\x62oot_id\x18\x06 \x01(\t\x12\x11\n\tsimulated\x18\x07 \x01(\x08\x12\x0c\n\x04pool\x18\x08 \x01(\t\x12,\n\x06labels\x18\t \x03(\x0b\x32\x1c.stoker.v1.Hello.LabelsEntry\x12\x18\n\x10interval_seconds\x18\n \x01(\x01\x12\'\n\tinventory\x18\x0b \x01(\x0b\x32\x14.stoker.v1.Inventory\x12\x1d\n\x04held\x18\x0c \x01(\x0b\x32\x0f.stoker.v1.Held\x12\x12\n\nprocess_id\x18\r \x01(\t\x12\x19\n\x11monotonic_seconds\x18\x0e \x01(\x01\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x9e\x01\n\tInventory\x12\x16\n\x0e\x64river_version\x18\x01 \x01(\t\x12\x14\n\x0c\x63uda_version\x18\x02 \x01(\t\x12\x1c\n\x04gpus\x18\x03 \x03(\x0b\x32\x0e.stoker.v1.Gpu\x12&\n\x07missing\x18\x04 \x03(\x0b\x32\x15.stoker.v1.MissingGpu\x12\x1d\n\x04host\x18\x05 \x01(\x0b\x32\x0f.stoker.v1.Host\"/\n\x04Host\x12\x11\n\tcpu_milli\x18\x01 \x01(\x04\x12\x14\n\x0cmemory_bytes\x18\x02 \x01(\x04\"\xd6\x03\n\x03Gpu\x12\x0e\n\x06number\x18\x01 \x01(\r\x12\x0c\n\x04uuid\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x1a\n\x12memory_total_bytes\x18\x04 \x01(\x04\x12\r\n\x05index\x18\x05 \x01(\r\x12\x12\n\npci_bus_id\x18\x06 \x01(\t\x12\x0e\n\x06serial\x18\x07 \x01(\t\x12\x1a\n\x12\x63ompute_capability\x18\x08 \x01(\t\x12\x1e\n\x11power_limit_watts\x18\t \x01(\x01H\x00\x88\x01\x01\x12\x19\n\x0cminor_number\x18\n \x01(\rH\x01\x88\x01\x01\x12\x15\n\rvbios_version\x18\x0b \x01(\t\x12\x18\n\x0bmig_enabled\x18\x0c \x01(\x08H\x02\x88\x01\x01\x12\x16\n\tnuma_node\x18\r \x01(\rH\x03\x88\x01\x01\x12+\n\x0cnvlink_peers\x18\x0e \x03(\x0b\x32\x15.stoker.v1.NvlinkPeer\x12\x16\n\x0envswitch_links\x18\x0f \x01(\r\x12)\n\x0bmig_devices\x18\x10 \x03(\x0b\x32\x14.stoker.v1.MigDeviceB\x14\n\x12_power_limit_wattsB\x0f\n\r_minor_numberB\x0e\n\x0c_mig_enabledB\x0c\n\n_numa_node\"+\n\nNvlinkPeer\x12\x0e\n\x06number\x18\x01 \x01(\r\x12\r\n\x05links\x18\x02 \x01(\r\"|\n\tMigDevice\x12\x0c\n\x04uuid\x18\x01 \x01(\t\x12\x0f\n\x07profile\x18\x02 \x01(\t\x12\x1a\n\x12memory_total_bytes\x18\x03 \x01(\x04\x12\x17\n\x0fgpu_instance_id\x18\x04 \x01(\r\x12\x1b\n\x13\x63ompute_instance_id\x18\x05 \x01(\r\"6\n\x04Held\x12.\n\x0b\x61llocations\x18\x01 \x03(\x0b\x32\x19.stoker.v1.HeldAllocation\"\xb2\x02\n\x0eHeldAllocation\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\tgpu_uuids\x18\x02 \x03(\t\x12\x19\n\x0cmemory_bytes\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12\x0e\n\x06holder\x18\x04 \x01(\t\x12\x13\n\x0bttl_seconds\x18\x05 \x01(\x01\x12\x12\n\nheld_since\x18\x06 \x01(\x01\x12\x12\n\nis_leaving\x18\x07 \x01(\x08\x12\x18\n\x10mig_device_uuids\x18\x08 \x03(\t\x12\x1a\n\rcompute_milli\x18\t \x01(\rH\x01\x88\x01\x01\x12\x11\n\tcpu_milli\x18\n \x01(\x04\x12\x19\n\x11host_memory_bytes\x18\x0b \x01(\x04\x12\x12\n\ngang_nodes\x18\x0c \x01(\rB\x0f\n\r_memory_bytesB\x10\n\x0e_compute_milli\"\xa5\x03\n\x05\x46rame\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\n\n\x02\x61t\x18\x02 \x01(\x01\x12%\n\x07samples\x18\x03 \x03(\x0b\x32\x14.stoker.v1.GpuSample\x12*\n\tprocesses\x18\x04 \x01(\x0b\x32\x17.stoker.v1.ProcessTable\x12\x1d\n\x04held\x18\x05 \x01(\x0b\x32\x0f.stoker.v1.Held\x12(\n\x08refusals\x18\x06 \x03(\x0b\x32\x16.stoker.v1.HoldRefusal\x12\'\n\tinventory\x18\x07 \x01(\x0b\x32\x14.stoker.v1.Inventory\x12\'\n\x06\x64river\x18\x08 \x01(\x0b\x32\x17.stoker.v1.DriverStatus\x12\x16\n\x0e\x66rames_dropped\x18\t \x01(\x04\x12\x19\n\x11monotonic_seconds\x18\n \x01(\x01\x12\x15\n\rcommands_done\x18\x0b \x01(\x04\x12%\n\x06health\x18\x0c \x01(\x0b\x32\x15.stoker.v1.NodeHealth\x12\x1f\n\x03mig\x18\r \x01(\x0b\x32\x12.stoker.v1.NodeMig\"0\n\nNodeHealth\x12\"\n\x04gpus\x18\x01 \x03(\x0b\x32\x14.stoker.v1.GpuHealth\"\xad\x04\n\tGpuSample\x12\x0e\n\x06number\x18\x01 \x01(\r\x12\x1e\n\x11memory_used_bytes\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12\x1e\n\x11utilization_ratio\x18\x03 \x01(\x02H\x01\x88\x01\x01\x12 \n\x13temperature_celsius\x18\x04 \x01(\x02H\x02\x88\x01\x01\x12\x18\n\x0bpower_watts\x18\x05 \x01(\x02H\x03\x88\x01\x01\x12\x1b\n\x0esm_clock_hertz\x18\x06 \x01(\x04H\x04\x88\x01\x01\x12\x1f\n\x12memory_clock_hertz\x18\x07 \x01(\x04H\x05\x88\x01\x01\x12%\n\x18memory_utilization_ratio\x18\x08 \x01(\x02H\x06\x88\x01\x01\x12\x1a\n\renergy_joules\x18\t \x01(\x01H\x07\x88\x01\x01\x12\"\n\x15memory_reserved_bytes\x18\n \x01(\x04H\x08\x88\x01\x01\x12\x18\n\x0b\x61ge_seconds\x18\x0b \x01(\x02H\t\x88\x01\x01\x42\x14\n\x12_memory_used_bytesB\x14\n\x12_utilization_ratioB\x16\n\x14_temperature_celsiusB\x0e\n\x0c_power_wattsB\x11\n\x0f_sm_clock_hertzB\x15\n\x13_memory_clock_hertzB\x1b\n\x19_memory_utilization_ratioB\x10\n\x0e_energy_joulesB\x18\n\x16_memory_reserved_bytesB\x0e\n\x0c_age_seconds\"\xac\x01\n\x0cProcessTable\x12\x12\n\nstarted_at\x18\x01 \x01(\x01\x12%\n\tprocesses\x18\x02 \x03(\x0b\x32\x12.stoker.v1.Process\x12\x18\n\x10unread_gpu_uuids\x18\x03 \x03(\t\x12*\n\x0b\x61ssignments\x18\x04 \x03(\x0b\x32\x15.stoker.v1.Assignment\x12\x1b\n\x13\x61ssignments_unknown\x18\x05 \x01(\t\"4\n\x0bHoldRefusal\x12\x15\n\rallocation_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"W\n\x0c\x44riverStatus\x12%\n\x05state\x18\x01 \x01(\x0e\x32\x16.stoker.v1.DriverState\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x10\n\x08restarts\x18\x03 \x01(\x04\"W\n\x07Welcome\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x1a\n\x12\x61ggregator_version\x18\x02 \x01(\t\x12\x16\n\x0e\x61\x63ked_sequence\x18\x03 \x01(\x04\"\x17\n\x03\x41\x63k\x12\x10\n\x08sequence\x18\x01 \x01(\x04\"b\n\x07\x43ommand\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x1f\n\x04hold\x18\x02 \x01(\x0b\x32\x0f.stoker.v1.HoldH\x00\x12\x1f\n\x04\x64rop\x18\x03 \x01(\x0b\x32\x0f.stoker.v1.DropH\x00\x42\t\n\x07\x63ommand\"5\n\x04Hold\x12-\n\nallocation\x18\x01 \x01(\x0b\x32\x19.stoker.v1.HeldAllocation\"-\n\x04\x44rop\x12\x15\n\rallocation_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t*\xae\x01\n\x0b\x44riverState\x12\x1c\n\x18\x44RIVER_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x44RIVER_STATE_STARTING\x10\x01\x12\x18\n\x14\x44RIVER_STATE_READING\x10\x02\x12\x18\n\x14\x44RIVER_STATE_BLOCKED\x10\x03\x12\x17\n\x13\x44RIVER_STATE_FAILED\x10\x04\x12\x19\n\x15\x44RIVER_STATE_RELEASED\x10\x05\x32Q\n\tAgentLink\x12\x44\n\x07\x43onnect\x12\x17.stoker.v1.AgentMessage\x1a\x1c.stoker.v1.AggregatorMessage(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,52 +35,52 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_HELLO_LABELSENTRY']._loaded_options = None
   _globals['_HELLO_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_DRIVERSTATE']._serialized_start=3559
-  _globals['_DRIVERSTATE']._serialized_end=3733
-  _globals['_AGENTMESSAGE']._serialized_start=59
-  _globals['_AGENTMESSAGE']._serialized_end=154
-  _globals['_AGGREGATORMESSAGE']._serialized_start=157
-  _globals['_AGGREGATORMESSAGE']._serialized_end=296
-  _globals['_HELLO']._serialized_start=299
-  _globals['_HELLO']._serialized_end=702
-  _globals['_HELLO_LABELSENTRY']._serialized_start=657
-  _globals['_HELLO_LABELSENTRY']._serialized_end=702
-  _globals['_INVENTORY']._serialized_start=705
-  _globals['_INVENTORY']._serialized_end=863
-  _globals['_HOST']._serialized_start=865
-  _globals['_HOST']._serialized_end=912
-  _globals['_GPU']._serialized_start=915
-  _globals['_GPU']._serialized_end=1385
-  _globals['_NVLINKPEER']._serialized_start=1387
-  _globals['_NVLINKPEER']._serialized_end=1430
-  _globals['_MIGDEVICE']._serialized_start=1432
-  _globals['_MIGDEVICE']._serialized_end=1556
-  _globals['_HELD']._serialized_start=1558
-  _globals['_HELD']._serialized_end=1612
-  _globals['_HELDALLOCATION']._serialized_start=1615
-  _globals['_HELDALLOCATION']._serialized_end=1921
-  _globals['_FRAME']._serialized_start=1924
-  _globals['_FRAME']._serialized_end=2312
-  _globals['_NODEHEALTH']._serialized_start=2314
-  _globals['_NODEHEALTH']._serialized_end=2362
-  _globals['_GPUSAMPLE']._serialized_start=2365
-  _globals['_GPUSAMPLE']._serialized_end=2922
-  _globals['_PROCESSTABLE']._serialized_start=2925
-  _globals['_PROCESSTABLE']._serialized_end=3097
-  _globals['_HOLDREFUSAL']._serialized_start=3099
-  _globals['_HOLDREFUSAL']._serialized_end=3151
-  _globals['_DRIVERSTATUS']._serialized_start=3153
-  _globals['_DRIVERSTATUS']._serialized_end=3240
-  _globals['_WELCOME']._serialized_start=3242
-  _globals['_WELCOME']._serialized_end=3329
-  _globals['_ACK']._serialized_start=3331
-  _globals['_ACK']._serialized_end=3354
-  _globals['_COMMAND']._serialized_start=3356
-  _globals['_COMMAND']._serialized_end=3454
-  _globals['_HOLD']._serialized_start=3456
-  _globals['_HOLD']._serialized_end=3509
-  _globals['_DROP']._serialized_start=3511
-  _globals['_DROP']._serialized_end=3556
-  _globals['_AGENTLINK']._serialized_start=3735
-  _globals['_AGENTLINK']._serialized_end=3816
+  _globals['_DRIVERSTATE']._serialized_start=3687
+  _globals['_DRIVERSTATE']._serialized_end=3861
+  _globals['_AGENTMESSAGE']._serialized_start=81
+  _globals['_AGENTMESSAGE']._serialized_end=213
+  _globals['_AGGREGATORMESSAGE']._serialized_start=216
+  _globals['_AGGREGATORMESSAGE']._serialized_end=391
+  _globals['_HELLO']._serialized_start=394
+  _globals['_HELLO']._serialized_end=797
+  _globals['_HELLO_LABELSENTRY']._serialized_start=752
+  _globals['_HELLO_LABELSENTRY']._serialized_end=797
+  _globals['_INVENTORY']._serialized_start=800
+  _globals['_INVENTORY']._serialized_end=958
+  _globals['_HOST']._serialized_start=960
+  _globals['_HOST']._serialized_end=1007
+  _globals['_GPU']._serialized_start=1010
+  _globals['_GPU']._serialized_end=1480
+  _globals['_NVLINKPEER']._serialized_start=1482
+  _globals['_NVLINKPEER']._serialized_end=1525
+  _globals['_MIGDEVICE']._serialized_start=1527
+  _globals['_MIGDEVICE']._serialized_end=1651
+  _globals['_HELD']._serialized_start=1653
+  _globals['_HELD']._serialized_end=1707
+  _globals['_HELDALLOCATION']._serialized_start=1710
+  _globals['_HELDALLOCATION']._serialized_end=2016
+  _globals['_FRAME']._serialized_start=2019
+  _globals['_FRAME']._serialized_end=2440
+  _globals['_NODEHEALTH']._serialized_start=2442
+  _globals['_NODEHEALTH']._serialized_end=2490
+  _globals['_GPUSAMPLE']._serialized_start=2493
+  _globals['_GPUSAMPLE']._serialized_end=3050
+  _globals['_PROCESSTABLE']._serialized_start=3053
+  _globals['_PROCESSTABLE']._serialized_end=3225
+  _globals['_HOLDREFUSAL']._serialized_start=3227
+  _globals['_HOLDREFUSAL']._serialized_end=3279
+  _globals['_DRIVERSTATUS']._serialized_start=3281
+  _globals['_DRIVERSTATUS']._serialized_end=3368
+  _globals['_WELCOME']._serialized_start=3370
+  _globals['_WELCOME']._serialized_end=3457
+  _globals['_ACK']._serialized_start=3459
+  _globals['_ACK']._serialized_end=3482
+  _globals['_COMMAND']._serialized_start=3484
+  _globals['_COMMAND']._serialized_end=3582
+  _globals['_HOLD']._serialized_start=3584
+  _globals['_HOLD']._serialized_end=3637
+  _globals['_DROP']._serialized_start=3639
+  _globals['_DROP']._serialized_end=3684
+  _globals['_AGENTLINK']._serialized_start=3863
+  _globals['_AGENTLINK']._serialized_end=3944
 # @@protoc_insertion_point(module_scope)

@@ -16,6 +16,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from stoker.v1 import mig_pb2 as _mig_pb2
 from stoker.v1 import types_pb2 as _types_pb2
 import builtins as _builtins
 import sys
@@ -72,6 +73,7 @@ class AgentMessage(_message.Message):
 
     FRAME_FIELD_NUMBER: _builtins.int
     HELLO_FIELD_NUMBER: _builtins.int
+    MIG_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def frame(self) -> Global___Frame:
         """A report; any number of them, after the hello."""
@@ -80,17 +82,22 @@ class AgentMessage(_message.Message):
     def hello(self) -> Global___Hello:
         """The first message, once."""
 
+    @_builtins.property
+    def mig(self) -> _mig_pb2.MigAnswer:
+        """The answer to a MigRelay."""
+
     def __init__(
         self,
         *,
         frame: Global___Frame | None = ...,
         hello: Global___Hello | None = ...,
+        mig: _mig_pb2.MigAnswer | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["frame", b"frame", "hello", b"hello", "message", b"message"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["frame", b"frame", "hello", b"hello", "message", b"message", "mig", b"mig"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["frame", b"frame", "hello", b"hello", "message", b"message"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["frame", b"frame", "hello", b"hello", "message", b"message", "mig", b"mig"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["frame", "hello"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["frame", "hello", "mig"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -105,6 +112,7 @@ class AggregatorMessage(_message.Message):
     ACK_FIELD_NUMBER: _builtins.int
     COMMAND_FIELD_NUMBER: _builtins.int
     WELCOME_FIELD_NUMBER: _builtins.int
+    MIG_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def ack(self) -> Global___Ack:
         """Frames were taken in."""
@@ -117,18 +125,23 @@ class AggregatorMessage(_message.Message):
     def welcome(self) -> Global___Welcome:
         """The first message, once."""
 
+    @_builtins.property
+    def mig(self) -> _mig_pb2.MigRelay:
+        """Somebody asks something about the node's partitions."""
+
     def __init__(
         self,
         *,
         ack: Global___Ack | None = ...,
         command: Global___Command | None = ...,
         welcome: Global___Welcome | None = ...,
+        mig: _mig_pb2.MigRelay | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "command", b"command", "message", b"message", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "command", b"command", "message", b"message", "mig", b"mig", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "command", b"command", "message", b"message", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "command", b"command", "message", b"message", "mig", b"mig", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["ack", "command", "welcome"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["ack", "command", "welcome", "mig"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -596,6 +609,7 @@ class Frame(_message.Message):
     MONOTONIC_SECONDS_FIELD_NUMBER: _builtins.int
     COMMANDS_DONE_FIELD_NUMBER: _builtins.int
     HEALTH_FIELD_NUMBER: _builtins.int
+    MIG_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """Rising by one within an incarnation; a gap is a frame that the outbox dropped, or numbers left unused by a crash."""
     at: _builtins.float
@@ -636,6 +650,10 @@ class Frame(_message.Message):
     def health(self) -> Global___NodeHealth:
         """Present when a verdict changed: complete."""
 
+    @_builtins.property
+    def mig(self) -> _mig_pb2.NodeMig:
+        """Present when it changed: complete."""
+
     def __init__(
         self,
         *,
@@ -651,10 +669,11 @@ class Frame(_message.Message):
         monotonic_seconds: _builtins.float = ...,
         commands_done: _builtins.int = ...,
         health: Global___NodeHealth | None = ...,
+        mig: _mig_pb2.NodeMig | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["driver", b"driver", "health", b"health", "held", b"held", "inventory", b"inventory", "processes", b"processes"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["driver", b"driver", "health", b"health", "held", b"held", "inventory", b"inventory", "mig", b"mig", "processes", b"processes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "commands_done", b"commands_done", "driver", b"driver", "frames_dropped", b"frames_dropped", "health", b"health", "held", b"held", "inventory", b"inventory", "monotonic_seconds", b"monotonic_seconds", "processes", b"processes", "refusals", b"refusals", "samples", b"samples", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "commands_done", b"commands_done", "driver", b"driver", "frames_dropped", b"frames_dropped", "health", b"health", "held", b"held", "inventory", b"inventory", "mig", b"mig", "monotonic_seconds", b"monotonic_seconds", "processes", b"processes", "refusals", b"refusals", "samples", b"samples", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -22,11 +22,12 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from stoker.v1 import mig_pb2 as stoker_dot_v1_dot_mig__pb2
 from stoker.v1 import placing_pb2 as stoker_dot_v1_dot_placing__pb2
 from stoker.v1 import types_pb2 as stoker_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15stoker/v1/fleet.proto\x12\tstoker.v1\x1a\x17stoker/v1/placing.proto\x1a\x15stoker/v1/types.proto\"e\n\x0f\x41llocateRequest\x12#\n\x07request\x18\x01 \x01(\x0b\x32\x12.stoker.v1.Request\x12\x17\n\x0fidempotency_key\x18\x02 \x01(\t\x12\x14\n\x0cwait_seconds\x18\x03 \x01(\x01\"=\n\x10\x41llocateResponse\x12)\n\nallocation\x18\x01 \x01(\x0b\x32\x15.stoker.v1.Allocation\")\n\x10KeepAliveRequest\x12\x15\n\rallocation_id\x18\x01 \x01(\t\"\xb7\x01\n\x11KeepAliveResponse\x12\x15\n\rallocation_id\x18\x01 \x01(\t\x12)\n\x05state\x18\x02 \x01(\x0e\x32\x1a.stoker.v1.AllocationState\x12\x17\n\nexpires_at\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x0c\x65nded_reason\x18\x04 \x01(\t\x12\"\n\x04move\x18\x05 \x01(\x0b\x32\x14.stoker.v1.MoveOfferB\r\n\x0b_expires_at\"M\n\x0eReleaseRequest\x12\x15\n\rallocation_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x14\n\x0cwait_seconds\x18\x03 \x01(\x01\"<\n\x0fReleaseResponse\x12)\n\nallocation\x18\x01 \x01(\x0b\x32\x15.stoker.v1.Allocation\"\x12\n\x10ListNodesRequest\"i\n\x11ListNodesResponse\x12\x1e\n\x05nodes\x18\x01 \x03(\x0b\x32\x0f.stoker.v1.Node\x12\x18\n\x10resource_version\x18\x02 \x01(\x04\x12\x1a\n\x12\x61ggregator_version\x18\x03 \x01(\t\"\x86\x05\n\x04Node\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x05state\x18\x02 \x01(\x0e\x32\x14.stoker.v1.NodeState\x12\x14\n\x0cstate_reason\x18\x03 \x01(\t\x12\x11\n\tsimulated\x18\x04 \x01(\x08\x12\x15\n\x08\x63ordoned\x18\x05 \x01(\tH\x00\x88\x01\x01\x12\x0c\n\x04pool\x18\x06 \x01(\t\x12+\n\x06labels\x18\x07 \x03(\x0b\x32\x1b.stoker.v1.Node.LabelsEntry\x12\x0f\n\x07\x62oot_id\x18\x08 \x01(\t\x12\x15\n\ragent_version\x18\t \x01(\t\x12\x16\n\x0e\x64river_version\x18\n \x01(\t\x12 \n\x04gpus\x18\x0b \x03(\x0b\x32\x12.stoker.v1.NodeGpu\x12\x1b\n\x0elast_sample_at\x18\x0c \x01(\x01H\x01\x88\x01\x01\x12\x18\n\x10interval_seconds\x18\r \x01(\x01\x12\x14\n\x0c\x63uda_version\x18\x0e \x01(\t\x12+\n\x0cmissing_gpus\x18\x0f \x03(\x0b\x32\x15.stoker.v1.MissingGpu\x12\x15\n\x08\x64rain_at\x18\x10 \x01(\x01H\x02\x88\x01\x01\x12\x1b\n\x13\x61ssignments_unknown\x18\x11 \x01(\t\x12\x11\n\tcpu_milli\x18\x12 \x01(\x04\x12\x19\n\x11host_memory_bytes\x18\x13 \x01(\x04\x12\x16\n\x0e\x63pu_free_milli\x18\x14 \x01(\x04\x12\x1e\n\x16host_memory_free_bytes\x18\x15 \x01(\x04\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x0b\n\t_cordonedB\x11\n\x0f_last_sample_atB\x0b\n\t_drain_at\"\xfe\x07\n\x07NodeGpu\x12\x0c\n\x04uuid\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\r\n\x05index\x18\x03 \x01(\r\x12\x1a\n\x12memory_total_bytes\x18\x04 \x01(\x04\x12\x1e\n\x11memory_used_bytes\x18\x05 \x01(\x04H\x00\x88\x01\x01\x12\x1e\n\x11utilization_ratio\x18\x06 \x01(\x01H\x01\x88\x01\x01\x12 \n\x13temperature_celsius\x18\x07 \x01(\x01H\x02\x88\x01\x01\x12\x18\n\x0bpower_watts\x18\x08 \x01(\x01H\x03\x88\x01\x01\x12\x1a\n\renergy_joules\x18\t \x01(\x01H\x04\x88\x01\x01\x12\x1b\n\x0esm_clock_hertz\x18\n \x01(\x04H\x05\x88\x01\x01\x12\x1f\n\x12memory_clock_hertz\x18\x0b \x01(\x04H\x06\x88\x01\x01\x12%\n\x18memory_utilization_ratio\x18\x0c \x01(\x01H\x07\x88\x01\x01\x12\x1b\n\x0elast_sample_at\x18\r \x01(\x01H\x08\x88\x01\x01\x12\x16\n\x0e\x61llocation_ids\x18\x0e \x03(\t\x12%\n\tprocesses\x18\x0f \x03(\x0b\x32\x12.stoker.v1.Process\x12\x12\n\npci_bus_id\x18\x10 \x01(\t\x12$\n\x06health\x18\x11 \x01(\x0b\x32\x14.stoker.v1.GpuHealth\x12$\n\x06\x63ordon\x18\x12 \x01(\x0b\x32\x14.stoker.v1.GpuCordon\x12*\n\x0b\x61ssignments\x18\x13 \x03(\x0b\x32\x15.stoker.v1.Assignment\x12\x1a\n\x12\x63ompute_capability\x18\x14 \x01(\t\x12\x18\n\x0bmig_enabled\x18\x15 \x01(\x08H\t\x88\x01\x01\x12-\n\x0bmig_devices\x18\x16 \x03(\x0b\x32\x18.stoker.v1.NodeMigDevice\x12\x16\n\tnuma_node\x18\x17 \x01(\rH\n\x88\x01\x01\x12\x19\n\x11nvlink_peer_uuids\x18\x18 \x03(\t\x12\x1a\n\x12\x63ompute_free_milli\x18\x19 \x01(\r\x12\x1e\n\x11memory_free_bytes\x18\x1a \x01(\x04H\x0b\x88\x01\x01\x42\x14\n\x12_memory_used_bytesB\x14\n\x12_utilization_ratioB\x16\n\x14_temperature_celsiusB\x0e\n\x0c_power_wattsB\x10\n\x0e_energy_joulesB\x11\n\x0f_sm_clock_hertzB\x15\n\x13_memory_clock_hertzB\x1b\n\x19_memory_utilization_ratioB\x11\n\x0f_last_sample_atB\x0e\n\x0c_mig_enabledB\x0c\n\n_numa_nodeB\x14\n\x12_memory_free_bytes\"a\n\rNodeMigDevice\x12\x0c\n\x04uuid\x18\x01 \x01(\t\x12\x0f\n\x07profile\x18\x02 \x01(\t\x12\x1a\n\x12memory_total_bytes\x18\x03 \x01(\x04\x12\x15\n\rallocation_id\x18\x04 \x01(\t\"^\n\tGpuCordon\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x11\n\tby_health\x18\x02 \x01(\x08\x12\n\n\x02\x61t\x18\x03 \x01(\x01\x12\x15\n\x08\x64rain_at\x18\x04 \x01(\x01H\x00\x88\x01\x01\x42\x0b\n\t_drain_at\"/\n\x16ListAllocationsRequest\x12\x15\n\rinclude_ended\x18\x01 \x01(\x08\"_\n\x17ListAllocationsResponse\x12*\n\x0b\x61llocations\x18\x01 \x03(\x0b\x32\x15.stoker.v1.Allocation\x12\x18\n\x10resource_version\x18\x02 \x01(\x04\"(\n\x0cWatchRequest\x12\x18\n\x10resource_version\x18\x01 \x01(\x04\"\x9c\x01\n\rWatchResponse\x12\x18\n\x10resource_version\x18\x01 \x01(\x04\x12\n\n\x02\x61t\x18\x02 \x01(\x01\x12\r\n\x05\x65vent\x18\x03 \x01(\t\x12+\n\nallocation\x18\x04 \x01(\x0b\x32\x15.stoker.v1.AllocationH\x00\x12\x1f\n\x04node\x18\x05 \x01(\x0b\x32\x0f.stoker.v1.NodeH\x00\x42\x08\n\x06object\"?\n\rCordonRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x10\n\x08gpu_uuid\x18\x03 \x01(\t\"/\n\x0e\x43ordonResponse\x12\x1d\n\x04node\x18\x01 \x01(\x0b\x32\x0f.stoker.v1.Node\"1\n\x0fUncordonRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x10\n\x08gpu_uuid\x18\x02 \x01(\t\"1\n\x10UncordonResponse\x12\x1d\n\x04node\x18\x01 \x01(\x0b\x32\x0f.stoker.v1.Node\"l\n\x0c\x44rainRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x10\n\x08gpu_uuid\x18\x03 \x01(\t\x12\x1a\n\rgrace_seconds\x18\x04 \x01(\x01H\x00\x88\x01\x01\x42\x10\n\x0e_grace_seconds\".\n\rDrainResponse\x12\x1d\n\x04node\x18\x01 \x01(\x0b\x32\x0f.stoker.v1.Node\",\n\x11ListHealthRequest\x12\x17\n\x0finclude_healthy\x18\x01 \x01(\x08\"\xd9\x01\n\x0cGpuCondition\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0c\n\x04uuid\x18\x02 \x01(\t\x12\r\n\x05index\x18\x03 \x01(\r\x12\r\n\x05model\x18\x04 \x01(\t\x12\x12\n\npci_bus_id\x18\x05 \x01(\t\x12$\n\x06health\x18\x06 \x01(\x0b\x32\x14.stoker.v1.GpuHealth\x12$\n\x06\x63ordon\x18\x07 \x01(\x0b\x32\x14.stoker.v1.GpuCordon\x12\x17\n\x0f\x63ordon_withheld\x18\x08 \x01(\t\x12\x16\n\x0e\x61llocation_ids\x18\t \x03(\t\"\x81\x01\n\x07\x46inding\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\x10\n\x08gpu_uuid\x18\x03 \x01(\t\x12\x12\n\npci_bus_id\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\r\n\x05since\x18\x06 \x01(\x01\x12\x15\n\rallocation_id\x18\x07 \x01(\t\"\xcb\x01\n\x12ListHealthResponse\x12%\n\x04gpus\x18\x01 \x03(\x0b\x32\x17.stoker.v1.GpuCondition\x12$\n\x08\x66indings\x18\x02 \x03(\x0b\x32\x12.stoker.v1.Finding\x12\x12\n\ngpus_total\x18\x03 \x01(\r\x12\x1a\n\x12\x63ordoned_by_health\x18\x04 \x01(\r\x12\x1e\n\x16\x63ordoned_by_health_max\x18\x05 \x01(\r\x12\x18\n\x10resource_version\x18\x06 \x01(\x04*p\n\tNodeState\x12\x1a\n\x16NODE_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10NODE_STATE_READY\x10\x01\x12\x14\n\x10NODE_STATE_STALE\x10\x02\x12\x1b\n\x17NODE_STATE_DISCONNECTED\x10\x03\x32\x9a\x07\n\x05\x46leet\x12\x43\n\x08\x41llocate\x12\x1a.stoker.v1.AllocateRequest\x1a\x1b.stoker.v1.AllocateResponse\x12J\n\tKeepAlive\x12\x1b.stoker.v1.KeepAliveRequest\x1a\x1c.stoker.v1.KeepAliveResponse(\x01\x30\x01\x12@\n\x07Release\x12\x19.stoker.v1.ReleaseRequest\x1a\x1a.stoker.v1.ReleaseResponse\x12@\n\x07\x45xplain\x12\x19.stoker.v1.ExplainRequest\x1a\x1a.stoker.v1.ExplainResponse\x12\x46\n\tRebalance\x12\x1b.stoker.v1.RebalanceRequest\x1a\x1c.stoker.v1.RebalanceResponse\x12I\n\nAnswerMove\x12\x1c.stoker.v1.AnswerMoveRequest\x1a\x1d.stoker.v1.AnswerMoveResponse\x12\x46\n\tListNodes\x12\x1b.stoker.v1.ListNodesRequest\x1a\x1c.stoker.v1.ListNodesResponse\x12X\n\x0fListAllocations\x12!.stoker.v1.ListAllocationsRequest\x1a\".stoker.v1.ListAllocationsResponse\x12<\n\x05Watch\x12\x17.stoker.v1.WatchRequest\x1a\x18.stoker.v1.WatchResponse0\x01\x12=\n\x06\x43ordon\x12\x18.stoker.v1.CordonRequest\x1a\x19.stoker.v1.CordonResponse\x12\x43\n\x08Uncordon\x12\x1a.stoker.v1.UncordonRequest\x1a\x1b.stoker.v1.UncordonResponse\x12:\n\x05\x44rain\x12\x17.stoker.v1.DrainRequest\x1a\x18.stoker.v1.DrainResponse\x12I\n\nListHealth\x12\x1c.stoker.v1.ListHealthRequest\x1a\x1d.stoker.v1.ListHealthResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15stoker/v1/fleet.proto\x12\tstoker.v1\x1a\x13stoker/v1/mig.proto\x1a\x17stoker/v1/placing.proto\x1a\x15stoker/v1/types.proto\"e\n\x0f\x41llocateRequest\x12#\n\x07request\x18\x01 \x01(\x0b\x32\x12.stoker.v1.Request\x12\x17\n\x0fidempotency_key\x18\x02 \x01(\t\x12\x14\n\x0cwait_seconds\x18\x03 \x01(\x01\"=\n\x10\x41llocateResponse\x12)\n\nallocation\x18\x01 \x01(\x0b\x32\x15.stoker.v1.Allocation\")\n\x10KeepAliveRequest\x12\x15\n\rallocation_id\x18\x01 \x01(\t\"\xdf\x01\n\x11KeepAliveResponse\x12\x15\n\rallocation_id\x18\x01 \x01(\t\x12)\n\x05state\x18\x02 \x01(\x0e\x32\x1a.stoker.v1.AllocationState\x12\x17\n\nexpires_at\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x0c\x65nded_reason\x18\x04 \x01(\t\x12\"\n\x04move\x18\x05 \x01(\x0b\x32\x14.stoker.v1.MoveOffer\x12&\n\x05leave\x18\x06 \x01(\x0b\x32\x17.stoker.v1.LeaveRequestB\r\n\x0b_expires_at\"M\n\x0eReleaseRequest\x12\x15\n\rallocation_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x14\n\x0cwait_seconds\x18\x03 \x01(\x01\"<\n\x0fReleaseResponse\x12)\n\nallocation\x18\x01 \x01(\x0b\x32\x15.stoker.v1.Allocation\"\x12\n\x10ListNodesRequest\"i\n\x11ListNodesResponse\x12\x1e\n\x05nodes\x18\x01 \x03(\x0b\x32\x0f.stoker.v1.Node\x12\x18\n\x10resource_version\x18\x02 \x01(\x04\x12\x1a\n\x12\x61ggregator_version\x18\x03 \x01(\t\"\x86\x05\n\x04Node\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x05state\x18\x02 \x01(\x0e\x32\x14.stoker.v1.NodeState\x12\x14\n\x0cstate_reason\x18\x03 \x01(\t\x12\x11\n\tsimulated\x18\x04 \x01(\x08\x12\x15\n\x08\x63ordoned\x18\x05 \x01(\tH\x00\x88\x01\x01\x12\x0c\n\x04pool\x18\x06 \x01(\t\x12+\n\x06labels\x18\x07 \x03(\x0b\x32\x1b.stoker.v1.Node.LabelsEntry\x12\x0f\n\x07\x62oot_id\x18\x08 \x01(\t\x12\x15\n\ragent_version\x18\t \x01(\t\x12\x16\n\x0e\x64river_version\x18\n \x01(\t\x12 \n\x04gpus\x18\x0b \x03(\x0b\x32\x12.stoker.v1.NodeGpu\x12\x1b\n\x0elast_sample_at\x18\x0c \x01(\x01H\x01\x88\x01\x01\x12\x18\n\x10interval_seconds\x18\r \x01(\x01\x12\x14\n\x0c\x63uda_version\x18\x0e \x01(\t\x12+\n\x0cmissing_gpus\x18\x0f \x03(\x0b\x32\x15.stoker.v1.MissingGpu\x12\x15\n\x08\x64rain_at\x18\x10 \x01(\x01H\x02\x88\x01\x01\x12\x1b\n\x13\x61ssignments_unknown\x18\x11 \x01(\t\x12\x11\n\tcpu_milli\x18\x12 \x01(\x04\x12\x19\n\x11host_memory_bytes\x18\x13 \x01(\x04\x12\x16\n\x0e\x63pu_free_milli\x18\x14 \x01(\x04\x12\x1e\n\x16host_memory_free_bytes\x18\x15 \x01(\x04\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x0b\n\t_cordonedB\x11\n\x0f_last_sample_atB\x0b\n\t_drain_at\"\x9e\x08\n\x07NodeGpu\x12\x0c\n\x04uuid\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\r\n\x05index\x18\x03 \x01(\r\x12\x1a\n\x12memory_total_bytes\x18\x04 \x01(\x04\x12\x1e\n\x11memory_used_bytes\x18\x05 \x01(\x04H\x00\x88\x01\x01\x12\x1e\n\x11utilization_ratio\x18\x06 \x01(\x01H\x01\x88\x01\x01\x12 \n\x13temperature_celsius\x18\x07 \x01(\x01H\x02\x88\x01\x01\x12\x18\n\x0bpower_watts\x18\x08 \x01(\x01H\x03\x88\x01\x01\x12\x1a\n\renergy_joules\x18\t \x01(\x01H\x04\x88\x01\x01\x12\x1b\n\x0esm_clock_hertz\x18\n \x01(\x04H\x05\x88\x01\x01\x12\x1f\n\x12memory_clock_hertz\x18\x0b \x01(\x04H\x06\x88\x01\x01\x12%\n\x18memory_utilization_ratio\x18\x0c \x01(\x01H\x07\x88\x01\x01\x12\x1b\n\x0elast_sample_at\x18\r \x01(\x01H\x08\x88\x01\x01\x12\x16\n\x0e\x61llocation_ids\x18\x0e \x03(\t\x12%\n\tprocesses\x18\x0f \x03(\x0b\x32\x12.stoker.v1.Process\x12\x12\n\npci_bus_id\x18\x10 \x01(\t\x12$\n\x06health\x18\x11 \x01(\x0b\x32\x14.stoker.v1.GpuHealth\x12$\n\x06\x63ordon\x18\x12 \x01(\x0b\x32\x14.stoker.v1.GpuCordon\x12*\n\x0b\x61ssignments\x18\x13 \x03(\x0b\x32\x15.stoker.v1.Assignment\x12\x1a\n\x12\x63ompute_capability\x18\x14 \x01(\t\x12\x18\n\x0bmig_enabled\x18\x15 \x01(\x08H\t\x88\x01\x01\x12-\n\x0bmig_devices\x18\x16 \x03(\x0b\x32\x18.stoker.v1.NodeMigDevice\x12\x16\n\tnuma_node\x18\x17 \x01(\rH\n\x88\x01\x01\x12\x19\n\x11nvlink_peer_uuids\x18\x18 \x03(\t\x12\x1a\n\x12\x63ompute_free_milli\x18\x19 \x01(\r\x12\x1e\n\x11memory_free_bytes\x18\x1a \x01(\x04H\x0b\x88\x01\x01\x12\x1e\n\x03mig\x18\x1b \x01(\x0b\x32\x11.stoker.v1.GpuMigB\x14\n\x12_memory_used_bytesB\x14\n\x12_utilization_ratioB\x16\n\x14_temperature_celsiusB\x0e\n\x0c_power_wattsB\x10\n\x0e_energy_joulesB\x11\n\x0f_sm_clock_hertzB\x15\n\x13_memory_clock_hertzB\x1b\n\x19_memory_utilization_ratioB\x11\n\x0f_last_sample_atB\x0e\n\x0c_mig_enabledB\x0c\n\n_numa_nodeB\x14\n\x12_memory_free_bytes\"a\n\rNodeMigDevice\x12\x0c\n\x04uuid\x18\x01 \x01(\t\x12\x0f\n\x07profile\x18\x02 \x01(\t\x12\x1a\n\x12memory_total_bytes\x18\x03 \x01(\x04\x12\x15\n\rallocation_id\x18\x04 \x01(\t\"^\n\tGpuCordon\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x11\n\tby_health\x18\x02 \x01(\x08\x12\n\n\x02\x61t\x18\x03 \x01(\x01\x12\x15\n\x08\x64rain_at\x18\x04 \x01(\x01H\x00\x88\x01\x01\x42\x0b\n\t_drain_at\"/\n\x16ListAllocationsRequest\x12\x15\n\rinclude_ended\x18\x01 \x01(\x08\"_\n\x17ListAllocationsResponse\x12*\n\x0b\x61llocations\x18\x01 \x03(\x0b\x32\x15.stoker.v1.Allocation\x12\x18\n\x10resource_version\x18\x02 \x01(\x04\"(\n\x0cWatchRequest\x12\x18\n\x10resource_version\x18\x01 \x01(\x04\"\x9c\x01\n\rWatchResponse\x12\x18\n\x10resource_version\x18\x01 \x01(\x04\x12\n\n\x02\x61t\x18\x02 \x01(\x01\x12\r\n\x05\x65vent\x18\x03 \x01(\t\x12+\n\nallocation\x18\x04 \x01(\x0b\x32\x15.stoker.v1.AllocationH\x00\x12\x1f\n\x04node\x18\x05 \x01(\x0b\x32\x0f.stoker.v1.NodeH\x00\x42\x08\n\x06object\"?\n\rCordonRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x10\n\x08gpu_uuid\x18\x03 \x01(\t\"/\n\x0e\x43ordonResponse\x12\x1d\n\x04node\x18\x01 \x01(\x0b\x32\x0f.stoker.v1.Node\"1\n\x0fUncordonRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x10\n\x08gpu_uuid\x18\x02 \x01(\t\"1\n\x10UncordonResponse\x12\x1d\n\x04node\x18\x01 \x01(\x0b\x32\x0f.stoker.v1.Node\"l\n\x0c\x44rainRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x10\n\x08gpu_uuid\x18\x03 \x01(\t\x12\x1a\n\rgrace_seconds\x18\x04 \x01(\x01H\x00\x88\x01\x01\x42\x10\n\x0e_grace_seconds\".\n\rDrainResponse\x12\x1d\n\x04node\x18\x01 \x01(\x0b\x32\x0f.stoker.v1.Node\",\n\x11ListHealthRequest\x12\x17\n\x0finclude_healthy\x18\x01 \x01(\x08\"\xd9\x01\n\x0cGpuCondition\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0c\n\x04uuid\x18\x02 \x01(\t\x12\r\n\x05index\x18\x03 \x01(\r\x12\r\n\x05model\x18\x04 \x01(\t\x12\x12\n\npci_bus_id\x18\x05 \x01(\t\x12$\n\x06health\x18\x06 \x01(\x0b\x32\x14.stoker.v1.GpuHealth\x12$\n\x06\x63ordon\x18\x07 \x01(\x0b\x32\x14.stoker.v1.GpuCordon\x12\x17\n\x0f\x63ordon_withheld\x18\x08 \x01(\t\x12\x16\n\x0e\x61llocation_ids\x18\t \x03(\t\"\x81\x01\n\x07\x46inding\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\x10\n\x08gpu_uuid\x18\x03 \x01(\t\x12\x12\n\npci_bus_id\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\r\n\x05since\x18\x06 \x01(\x01\x12\x15\n\rallocation_id\x18\x07 \x01(\t\"\xcb\x01\n\x12ListHealthResponse\x12%\n\x04gpus\x18\x01 \x03(\x0b\x32\x17.stoker.v1.GpuCondition\x12$\n\x08\x66indings\x18\x02 \x03(\x0b\x32\x12.stoker.v1.Finding\x12\x12\n\ngpus_total\x18\x03 \x01(\r\x12\x1a\n\x12\x63ordoned_by_health\x18\x04 \x01(\r\x12\x1e\n\x16\x63ordoned_by_health_max\x18\x05 \x01(\r\x12\x18\n\x10resource_version\x18\x06 \x01(\x04*p\n\tNodeState\x12\x1a\n\x16NODE_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10NODE_STATE_READY\x10\x01\x12\x14\n\x10NODE_STATE_STALE\x10\x02\x12\x1b\n\x17NODE_STATE_DISCONNECTED\x10\x03\x32\xd0\x07\n\x05\x46leet\x12\x43\n\x08\x41llocate\x12\x1a.stoker.v1.AllocateRequest\x1a\x1b.stoker.v1.AllocateResponse\x12J\n\tKeepAlive\x12\x1b.stoker.v1.KeepAliveRequest\x1a\x1c.stoker.v1.KeepAliveResponse(\x01\x30\x01\x12@\n\x07Release\x12\x19.stoker.v1.ReleaseRequest\x1a\x1a.stoker.v1.ReleaseResponse\x12@\n\x07\x45xplain\x12\x19.stoker.v1.ExplainRequest\x1a\x1a.stoker.v1.ExplainResponse\x12\x46\n\tRebalance\x12\x1b.stoker.v1.RebalanceRequest\x1a\x1c.stoker.v1.RebalanceResponse\x12I\n\nAnswerMove\x12\x1c.stoker.v1.AnswerMoveRequest\x1a\x1d.stoker.v1.AnswerMoveResponse\x12\x46\n\tListNodes\x12\x1b.stoker.v1.ListNodesRequest\x1a\x1c.stoker.v1.ListNodesResponse\x12X\n\x0fListAllocations\x12!.stoker.v1.ListAllocationsRequest\x1a\".stoker.v1.ListAllocationsResponse\x12<\n\x05Watch\x12\x17.stoker.v1.WatchRequest\x1a\x18.stoker.v1.WatchResponse0\x01\x12=\n\x06\x43ordon\x12\x18.stoker.v1.CordonRequest\x1a\x19.stoker.v1.CordonResponse\x12\x43\n\x08Uncordon\x12\x1a.stoker.v1.UncordonRequest\x1a\x1b.stoker.v1.UncordonResponse\x12:\n\x05\x44rain\x12\x17.stoker.v1.DrainRequest\x1a\x18.stoker.v1.DrainResponse\x12\x34\n\x03Mig\x12\x15.stoker.v1.MigRequest\x1a\x16.stoker.v1.MigResponse\x12I\n\nListHealth\x12\x1c.stoker.v1.ListHealthRequest\x1a\x1d.stoker.v1.ListHealthResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,62 +36,62 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_NODE_LABELSENTRY']._loaded_options = None
   _globals['_NODE_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_NODESTATE']._serialized_start=3941
-  _globals['_NODESTATE']._serialized_end=4053
-  _globals['_ALLOCATEREQUEST']._serialized_start=84
-  _globals['_ALLOCATEREQUEST']._serialized_end=185
-  _globals['_ALLOCATERESPONSE']._serialized_start=187
-  _globals['_ALLOCATERESPONSE']._serialized_end=248
-  _globals['_KEEPALIVEREQUEST']._serialized_start=250
-  _globals['_KEEPALIVEREQUEST']._serialized_end=291
-  _globals['_KEEPALIVERESPONSE']._serialized_start=294
-  _globals['_KEEPALIVERESPONSE']._serialized_end=477
-  _globals['_RELEASEREQUEST']._serialized_start=479
-  _globals['_RELEASEREQUEST']._serialized_end=556
-  _globals['_RELEASERESPONSE']._serialized_start=558
-  _globals['_RELEASERESPONSE']._serialized_end=618
-  _globals['_LISTNODESREQUEST']._serialized_start=620
-  _globals['_LISTNODESREQUEST']._serialized_end=638
-  _globals['_LISTNODESRESPONSE']._serialized_start=640
-  _globals['_LISTNODESRESPONSE']._serialized_end=745
-  _globals['_NODE']._serialized_start=748
-  _globals['_NODE']._serialized_end=1394
-  _globals['_NODE_LABELSENTRY']._serialized_start=1304
-  _globals['_NODE_LABELSENTRY']._serialized_end=1349
-  _globals['_NODEGPU']._serialized_start=1397
-  _globals['_NODEGPU']._serialized_end=2419
-  _globals['_NODEMIGDEVICE']._serialized_start=2421
-  _globals['_NODEMIGDEVICE']._serialized_end=2518
-  _globals['_GPUCORDON']._serialized_start=2520
-  _globals['_GPUCORDON']._serialized_end=2614
-  _globals['_LISTALLOCATIONSREQUEST']._serialized_start=2616
-  _globals['_LISTALLOCATIONSREQUEST']._serialized_end=2663
-  _globals['_LISTALLOCATIONSRESPONSE']._serialized_start=2665
-  _globals['_LISTALLOCATIONSRESPONSE']._serialized_end=2760
-  _globals['_WATCHREQUEST']._serialized_start=2762
-  _globals['_WATCHREQUEST']._serialized_end=2802
-  _globals['_WATCHRESPONSE']._serialized_start=2805
-  _globals['_WATCHRESPONSE']._serialized_end=2961
-  _globals['_CORDONREQUEST']._serialized_start=2963
-  _globals['_CORDONREQUEST']._serialized_end=3026
-  _globals['_CORDONRESPONSE']._serialized_start=3028
-  _globals['_CORDONRESPONSE']._serialized_end=3075
-  _globals['_UNCORDONREQUEST']._serialized_start=3077
-  _globals['_UNCORDONREQUEST']._serialized_end=3126
-  _globals['_UNCORDONRESPONSE']._serialized_start=3128
-  _globals['_UNCORDONRESPONSE']._serialized_end=3177
-  _globals['_DRAINREQUEST']._serialized_start=3179
-  _globals['_DRAINREQUEST']._serialized_end=3287
-  _globals['_DRAINRESPONSE']._serialized_start=3289
-  _globals['_DRAINRESPONSE']._serialized_end=3335
-  _globals['_LISTHEALTHREQUEST']._serialized_start=3337
-  _globals['_LISTHEALTHREQUEST']._serialized_end=3381
-  _globals['_GPUCONDITION']._serialized_start=3384
-  _globals['_GPUCONDITION']._serialized_end=3601
-  _globals['_FINDING']._serialized_start=3604
-  _globals['_FINDING']._serialized_end=3733
-  _globals['_LISTHEALTHRESPONSE']._serialized_start=3736
-  _globals['_LISTHEALTHRESPONSE']._serialized_end=3939
-  _globals['_FLEET']._serialized_start=4056
-  _globals['_FLEET']._serialized_end=4978
+  _globals['_NODESTATE']._serialized_start=4034
+  _globals['_NODESTATE']._serialized_end=4146
+  _globals['_ALLOCATEREQUEST']._serialized_start=105
+  _globals['_ALLOCATEREQUEST']._serialized_end=206
+  _globals['_ALLOCATERESPONSE']._serialized_start=208
+  _globals['_ALLOCATERESPONSE']._serialized_end=269
+  _globals['_KEEPALIVEREQUEST']._serialized_start=271
+  _globals['_KEEPALIVEREQUEST']._serialized_end=312
+  _globals['_KEEPALIVERESPONSE']._serialized_start=315
+  _globals['_KEEPALIVERESPONSE']._serialized_end=538
+  _globals['_RELEASEREQUEST']._serialized_start=540
+  _globals['_RELEASEREQUEST']._serialized_end=617
+  _globals['_RELEASERESPONSE']._serialized_start=619
+  _globals['_RELEASERESPONSE']._serialized_end=679
+  _globals['_LISTNODESREQUEST']._serialized_start=681
+  _globals['_LISTNODESREQUEST']._serialized_end=699
+  _globals['_LISTNODESRESPONSE']._serialized_start=701
+  _globals['_LISTNODESRESPONSE']._serialized_end=806
+  _globals['_NODE']._serialized_start=809
+  _globals['_NODE']._serialized_end=1455
+  _globals['_NODE_LABELSENTRY']._serialized_start=1365
+  _globals['_NODE_LABELSENTRY']._serialized_end=1410
+  _globals['_NODEGPU']._serialized_start=1458
+  _globals['_NODEGPU']._serialized_end=2512
+  _globals['_NODEMIGDEVICE']._serialized_start=2514
+  _globals['_NODEMIGDEVICE']._serialized_end=2611
+  _globals['_GPUCORDON']._serialized_start=2613
+  _globals['_GPUCORDON']._serialized_end=2707
+  _globals['_LISTALLOCATIONSREQUEST']._serialized_start=2709
+  _globals['_LISTALLOCATIONSREQUEST']._serialized_end=2756
+  _globals['_LISTALLOCATIONSRESPONSE']._serialized_start=2758
+  _globals['_LISTALLOCATIONSRESPONSE']._serialized_end=2853
+  _globals['_WATCHREQUEST']._serialized_start=2855
+  _globals['_WATCHREQUEST']._serialized_end=2895
+  _globals['_WATCHRESPONSE']._serialized_start=2898
+  _globals['_WATCHRESPONSE']._serialized_end=3054
+  _globals['_CORDONREQUEST']._serialized_start=3056
+  _globals['_CORDONREQUEST']._serialized_end=3119
+  _globals['_CORDONRESPONSE']._serialized_start=3121
+  _globals['_CORDONRESPONSE']._serialized_end=3168
+  _globals['_UNCORDONREQUEST']._serialized_start=3170
+  _globals['_UNCORDONREQUEST']._serialized_end=3219
+  _globals['_UNCORDONRESPONSE']._serialized_start=3221
+  _globals['_UNCORDONRESPONSE']._serialized_end=3270
+  _globals['_DRAINREQUEST']._serialized_start=3272
+  _globals['_DRAINREQUEST']._serialized_end=3380
+  _globals['_DRAINRESPONSE']._serialized_start=3382
+  _globals['_DRAINRESPONSE']._serialized_end=3428
+  _globals['_LISTHEALTHREQUEST']._serialized_start=3430
+  _globals['_LISTHEALTHREQUEST']._serialized_end=3474
+  _globals['_GPUCONDITION']._serialized_start=3477
+  _globals['_GPUCONDITION']._serialized_end=3694
+  _globals['_FINDING']._serialized_start=3697
+  _globals['_FINDING']._serialized_end=3826
+  _globals['_LISTHEALTHRESPONSE']._serialized_start=3829
+  _globals['_LISTHEALTHRESPONSE']._serialized_end=4032
+  _globals['_FLEET']._serialized_start=4149
+  _globals['_FLEET']._serialized_end=5125
 # @@protoc_insertion_point(module_scope)

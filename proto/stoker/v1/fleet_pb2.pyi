@@ -13,6 +13,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from stoker.v1 import mig_pb2 as _mig_pb2
 from stoker.v1 import placing_pb2 as _placing_pb2
 from stoker.v1 import types_pb2 as _types_pb2
 import builtins as _builtins
@@ -143,6 +144,7 @@ class KeepAliveResponse(_message.Message):
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
     ENDED_REASON_FIELD_NUMBER: _builtins.int
     MOVE_FIELD_NUMBER: _builtins.int
+    LEAVE_FIELD_NUMBER: _builtins.int
     allocation_id: _builtins.str
     """The id that was sent."""
     state: _types_pb2.AllocationState.ValueType
@@ -155,6 +157,10 @@ class KeepAliveResponse(_message.Message):
     def move(self) -> _placing_pb2.MoveOffer:
         """Set while the fleet asks its holder to move it elsewhere."""
 
+    @_builtins.property
+    def leave(self) -> _mig_pb2.LeaveRequest:
+        """Set while its holder is asked to give it back."""
+
     def __init__(
         self,
         *,
@@ -163,10 +169,11 @@ class KeepAliveResponse(_message.Message):
         expires_at: _builtins.float | None = ...,
         ended_reason: _builtins.str = ...,
         move: _placing_pb2.MoveOffer | None = ...,
+        leave: _mig_pb2.LeaveRequest | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "expires_at", b"expires_at", "move", b"move"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "expires_at", b"expires_at", "leave", b"leave", "move", b"move"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "allocation_id", b"allocation_id", "ended_reason", b"ended_reason", "expires_at", b"expires_at", "move", b"move", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "allocation_id", b"allocation_id", "ended_reason", b"ended_reason", "expires_at", b"expires_at", "leave", b"leave", "move", b"move", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expires_at: _TypeAlias = _typing.Literal["expires_at"]  # noqa: Y015
     _WhichOneofArgType__expires_at: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at"]  # noqa: Y015
@@ -448,6 +455,7 @@ class NodeGpu(_message.Message):
     NVLINK_PEER_UUIDS_FIELD_NUMBER: _builtins.int
     COMPUTE_FREE_MILLI_FIELD_NUMBER: _builtins.int
     MEMORY_FREE_BYTES_FIELD_NUMBER: _builtins.int
+    MIG_FIELD_NUMBER: _builtins.int
     uuid: _builtins.str
     """NVML's UUID."""
     model: _builtins.str
@@ -514,6 +522,10 @@ class NodeGpu(_message.Message):
     def nvlink_peer_uuids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """GPUs of the node that it reaches over NVLink, by UUID."""
 
+    @_builtins.property
+    def mig(self) -> _mig_pb2.GpuMig:
+        """How it is partitioned, and what is being done about that; absent: a card without MIG, or not told."""
+
     def __init__(
         self,
         *,
@@ -543,10 +555,11 @@ class NodeGpu(_message.Message):
         nvlink_peer_uuids: _abc.Iterable[_builtins.str] | None = ...,
         compute_free_milli: _builtins.int = ...,
         memory_free_bytes: _builtins.int | None = ...,
+        mig: _mig_pb2.GpuMig | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_energy_joules", b"_energy_joules", "_last_sample_at", b"_last_sample_at", "_memory_clock_hertz", b"_memory_clock_hertz", "_memory_free_bytes", b"_memory_free_bytes", "_memory_used_bytes", b"_memory_used_bytes", "_memory_utilization_ratio", b"_memory_utilization_ratio", "_mig_enabled", b"_mig_enabled", "_numa_node", b"_numa_node", "_power_watts", b"_power_watts", "_sm_clock_hertz", b"_sm_clock_hertz", "_temperature_celsius", b"_temperature_celsius", "_utilization_ratio", b"_utilization_ratio", "cordon", b"cordon", "energy_joules", b"energy_joules", "health", b"health", "last_sample_at", b"last_sample_at", "memory_clock_hertz", b"memory_clock_hertz", "memory_free_bytes", b"memory_free_bytes", "memory_used_bytes", b"memory_used_bytes", "memory_utilization_ratio", b"memory_utilization_ratio", "mig_enabled", b"mig_enabled", "numa_node", b"numa_node", "power_watts", b"power_watts", "sm_clock_hertz", b"sm_clock_hertz", "temperature_celsius", b"temperature_celsius", "utilization_ratio", b"utilization_ratio"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_energy_joules", b"_energy_joules", "_last_sample_at", b"_last_sample_at", "_memory_clock_hertz", b"_memory_clock_hertz", "_memory_free_bytes", b"_memory_free_bytes", "_memory_used_bytes", b"_memory_used_bytes", "_memory_utilization_ratio", b"_memory_utilization_ratio", "_mig_enabled", b"_mig_enabled", "_numa_node", b"_numa_node", "_power_watts", b"_power_watts", "_sm_clock_hertz", b"_sm_clock_hertz", "_temperature_celsius", b"_temperature_celsius", "_utilization_ratio", b"_utilization_ratio", "cordon", b"cordon", "energy_joules", b"energy_joules", "health", b"health", "last_sample_at", b"last_sample_at", "memory_clock_hertz", b"memory_clock_hertz", "memory_free_bytes", b"memory_free_bytes", "memory_used_bytes", b"memory_used_bytes", "memory_utilization_ratio", b"memory_utilization_ratio", "mig", b"mig", "mig_enabled", b"mig_enabled", "numa_node", b"numa_node", "power_watts", b"power_watts", "sm_clock_hertz", b"sm_clock_hertz", "temperature_celsius", b"temperature_celsius", "utilization_ratio", b"utilization_ratio"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_energy_joules", b"_energy_joules", "_last_sample_at", b"_last_sample_at", "_memory_clock_hertz", b"_memory_clock_hertz", "_memory_free_bytes", b"_memory_free_bytes", "_memory_used_bytes", b"_memory_used_bytes", "_memory_utilization_ratio", b"_memory_utilization_ratio", "_mig_enabled", b"_mig_enabled", "_numa_node", b"_numa_node", "_power_watts", b"_power_watts", "_sm_clock_hertz", b"_sm_clock_hertz", "_temperature_celsius", b"_temperature_celsius", "_utilization_ratio", b"_utilization_ratio", "allocation_ids", b"allocation_ids", "assignments", b"assignments", "compute_capability", b"compute_capability", "compute_free_milli", b"compute_free_milli", "cordon", b"cordon", "energy_joules", b"energy_joules", "health", b"health", "index", b"index", "last_sample_at", b"last_sample_at", "memory_clock_hertz", b"memory_clock_hertz", "memory_free_bytes", b"memory_free_bytes", "memory_total_bytes", b"memory_total_bytes", "memory_used_bytes", b"memory_used_bytes", "memory_utilization_ratio", b"memory_utilization_ratio", "mig_devices", b"mig_devices", "mig_enabled", b"mig_enabled", "model", b"model", "numa_node", b"numa_node", "nvlink_peer_uuids", b"nvlink_peer_uuids", "pci_bus_id", b"pci_bus_id", "power_watts", b"power_watts", "processes", b"processes", "sm_clock_hertz", b"sm_clock_hertz", "temperature_celsius", b"temperature_celsius", "utilization_ratio", b"utilization_ratio", "uuid", b"uuid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_energy_joules", b"_energy_joules", "_last_sample_at", b"_last_sample_at", "_memory_clock_hertz", b"_memory_clock_hertz", "_memory_free_bytes", b"_memory_free_bytes", "_memory_used_bytes", b"_memory_used_bytes", "_memory_utilization_ratio", b"_memory_utilization_ratio", "_mig_enabled", b"_mig_enabled", "_numa_node", b"_numa_node", "_power_watts", b"_power_watts", "_sm_clock_hertz", b"_sm_clock_hertz", "_temperature_celsius", b"_temperature_celsius", "_utilization_ratio", b"_utilization_ratio", "allocation_ids", b"allocation_ids", "assignments", b"assignments", "compute_capability", b"compute_capability", "compute_free_milli", b"compute_free_milli", "cordon", b"cordon", "energy_joules", b"energy_joules", "health", b"health", "index", b"index", "last_sample_at", b"last_sample_at", "memory_clock_hertz", b"memory_clock_hertz", "memory_free_bytes", b"memory_free_bytes", "memory_total_bytes", b"memory_total_bytes", "memory_used_bytes", b"memory_used_bytes", "memory_utilization_ratio", b"memory_utilization_ratio", "mig", b"mig", "mig_devices", b"mig_devices", "mig_enabled", b"mig_enabled", "model", b"model", "numa_node", b"numa_node", "nvlink_peer_uuids", b"nvlink_peer_uuids", "pci_bus_id", b"pci_bus_id", "power_watts", b"power_watts", "processes", b"processes", "sm_clock_hertz", b"sm_clock_hertz", "temperature_celsius", b"temperature_celsius", "utilization_ratio", b"utilization_ratio", "uuid", b"uuid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__energy_joules: _TypeAlias = _typing.Literal["energy_joules"]  # noqa: Y015
     _WhichOneofArgType__energy_joules: _TypeAlias = _typing.Literal["_energy_joules", b"_energy_joules"]  # noqa: Y015

@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from stoker.v1 import fleet_pb2 as stoker_dot_v1_dot_fleet__pb2
+from stoker.v1 import mig_pb2 as stoker_dot_v1_dot_mig__pb2
 from stoker.v1 import placing_pb2 as stoker_dot_v1_dot_placing__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
@@ -94,6 +95,11 @@ class FleetStub:
                 '/stoker.v1.Fleet/Drain',
                 request_serializer=stoker_dot_v1_dot_fleet__pb2.DrainRequest.SerializeToString,
                 response_deserializer=stoker_dot_v1_dot_fleet__pb2.DrainResponse.FromString,
+                _registered_method=True)
+        self.Mig = channel.unary_unary(
+                '/stoker.v1.Fleet/Mig',
+                request_serializer=stoker_dot_v1_dot_mig__pb2.MigRequest.SerializeToString,
+                response_deserializer=stoker_dot_v1_dot_mig__pb2.MigResponse.FromString,
                 _registered_method=True)
         self.ListHealth = channel.unary_unary(
                 '/stoker.v1.Fleet/ListHealth',
@@ -195,6 +201,14 @@ class FleetServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Mig(self, request, context):
+        """Plans, applies, undoes or tells a node's partitions (MIG), through its agent. NOT_FOUND for a node that is not known,
+        UNAVAILABLE for one that is not connected, FAILED_PRECONDITION with the agent's reason when it refuses.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListHealth(self, request, context):
         """Which GPUs are not well, which are kept from use and why, which keep failing or lag behind.
         """
@@ -264,6 +278,11 @@ def add_FleetServicer_to_server(servicer, server):
                     servicer.Drain,
                     request_deserializer=stoker_dot_v1_dot_fleet__pb2.DrainRequest.FromString,
                     response_serializer=stoker_dot_v1_dot_fleet__pb2.DrainResponse.SerializeToString,
+            ),
+            'Mig': grpc.unary_unary_rpc_method_handler(
+                    servicer.Mig,
+                    request_deserializer=stoker_dot_v1_dot_mig__pb2.MigRequest.FromString,
+                    response_serializer=stoker_dot_v1_dot_mig__pb2.MigResponse.SerializeToString,
             ),
             'ListHealth': grpc.unary_unary_rpc_method_handler(
                     servicer.ListHealth,
@@ -595,6 +614,33 @@ class Fleet:
             '/stoker.v1.Fleet/Drain',
             stoker_dot_v1_dot_fleet__pb2.DrainRequest.SerializeToString,
             stoker_dot_v1_dot_fleet__pb2.DrainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Mig(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stoker.v1.Fleet/Mig',
+            stoker_dot_v1_dot_mig__pb2.MigRequest.SerializeToString,
+            stoker_dot_v1_dot_mig__pb2.MigResponse.FromString,
             options,
             channel_credentials,
             insecure,

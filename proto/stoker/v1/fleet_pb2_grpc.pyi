@@ -11,6 +11,7 @@ KEY_REUSED, STOPPING), BadRequest with the field for what cannot be understood, 
 from collections import abc as _abc
 from grpc import aio as _aio
 from stoker.v1 import fleet_pb2 as _fleet_pb2
+from stoker.v1 import mig_pb2 as _mig_pb2
 from stoker.v1 import placing_pb2 as _placing_pb2
 import abc as _abc_1
 import grpc as _grpc
@@ -72,6 +73,10 @@ class FleetStub:
     """Ends a cordon and a drain; what is not cordoned stays as it is."""
     Drain: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.DrainRequest, _fleet_pb2.DrainResponse]
     """Cordons, and ends what is still held after a grace."""
+    Mig: _grpc.UnaryUnaryMultiCallable[_mig_pb2.MigRequest, _mig_pb2.MigResponse]
+    """Plans, applies, undoes or tells a node's partitions (MIG), through its agent. NOT_FOUND for a node that is not known,
+    UNAVAILABLE for one that is not connected, FAILED_PRECONDITION with the agent's reason when it refuses.
+    """
     ListHealth: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.ListHealthRequest, _fleet_pb2.ListHealthResponse]
     """Which GPUs are not well, which are kept from use and why, which keep failing or lag behind."""
 
@@ -113,6 +118,10 @@ class FleetAsyncStub(FleetStub):
     """Ends a cordon and a drain; what is not cordoned stays as it is."""
     Drain: _aio.UnaryUnaryMultiCallable[_fleet_pb2.DrainRequest, _fleet_pb2.DrainResponse]  # type: ignore[assignment]
     """Cordons, and ends what is still held after a grace."""
+    Mig: _aio.UnaryUnaryMultiCallable[_mig_pb2.MigRequest, _mig_pb2.MigResponse]  # type: ignore[assignment]
+    """Plans, applies, undoes or tells a node's partitions (MIG), through its agent. NOT_FOUND for a node that is not known,
+    UNAVAILABLE for one that is not connected, FAILED_PRECONDITION with the agent's reason when it refuses.
+    """
     ListHealth: _aio.UnaryUnaryMultiCallable[_fleet_pb2.ListHealthRequest, _fleet_pb2.ListHealthResponse]  # type: ignore[assignment]
     """Which GPUs are not well, which are kept from use and why, which keep failing or lag behind."""
 
@@ -223,6 +232,16 @@ class FleetServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_fleet_pb2.DrainResponse, _abc.Awaitable[_fleet_pb2.DrainResponse]]:
         """Cordons, and ends what is still held after a grace."""
+
+    @_abc_1.abstractmethod
+    def Mig(
+        self,
+        request: _mig_pb2.MigRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_mig_pb2.MigResponse, _abc.Awaitable[_mig_pb2.MigResponse]]:
+        """Plans, applies, undoes or tells a node's partitions (MIG), through its agent. NOT_FOUND for a node that is not known,
+        UNAVAILABLE for one that is not connected, FAILED_PRECONDITION with the agent's reason when it refuses.
+        """
 
     @_abc_1.abstractmethod
     def ListHealth(

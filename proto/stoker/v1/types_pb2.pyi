@@ -233,7 +233,7 @@ class Request(_message.Message):
     DURATION_SECONDS_FIELD_NUMBER: _builtins.int
     MOVABLE_FIELD_NUMBER: _builtins.int
     gpus: _builtins.int
-    """Whole GPUs, exclusive, all on one node; of a gang on each of its nodes. With a share or a MIG device it must be 0
+    """Whole GPUs, exclusive, all on one node; of a gang on each of its nodes. With a MIG device so many of those. With a share it must be 0
     or 1. 1 to 1024.
     """
     memory_bytes: _builtins.int
@@ -257,7 +257,9 @@ class Request(_message.Message):
     compute_milli: _builtins.int
     """A share of one GPU's compute in thousandths, 1 to 1000; without `memory_bytes` it takes the same part of the memory."""
     mig_profile: _builtins.str
-    """A MIG device of this profile, such as "1g.10gb"; "any": the smallest with at least `memory_bytes`."""
+    """A MIG device of this profile, such as "1g.10gb"; "any": the smallest with at least `memory_bytes` and `compute_milli`.
+    With `gpus` so many of them, on one node.
+    """
     cpu_milli: _builtins.int
     """Thousandths of a CPU core on each node."""
     host_memory_bytes: _builtins.int

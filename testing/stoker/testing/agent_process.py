@@ -2,6 +2,7 @@
 simulated host.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import assert_never
 
@@ -18,14 +19,17 @@ from stoker.agent.actions import (
     SendHello,
 )
 from stoker.agent.journal import decode_batch, encode_batch
-from stoker.agent.model import HeldAllocation, NodeIdentity
-from stoker.agent.records import Durable, Record
+from stoker.agent.model import DriverState, HeldAllocation, NodeIdentity, NodeView
+from stoker.agent.records import AllocationHeld, Durable, Record
 from stoker.agent.state import NodeState
 from stoker.agent.verdicts import Check
+from stoker.core.errors import StokerError
+from stoker.core.mig.reports import MigAsk, MigReport
 from stoker.testing.calls import AGGREGATOR, CONNECT, Failed, packet, read_packet
 from stoker.testing.disk import Disk
 from stoker.testing.driver_host import DriverHost
 from stoker.testing.machine import Machine
+from stoker.testing.mig_agent import MigLife, MigNode
 from stoker.testing.network import End
 from stoker.testing.process import Process, Surroundings
 from stoker.testing.witness import Witness
@@ -51,6 +55,8 @@ class AgentProcess(Process):
         self.machine = machine
         self.interval_seconds = interval_seconds
         self.disk: Disk[bytes] = Disk(around.scheduler, around.rng)
+        self.mig_node: MigNode | None = None  # where GPUs can be partitioned
+        self._mig: MigLife | None = None
         self._durable = Durable()
         self._durable_batches = 0
 
@@ -76,12 +82,33 @@ class AgentProcess(Process):
         self.tell("its journal is lost")
         self.disk.durable.clear()
         self._durable, self._durable_batches = Durable(), 0
+        if self.mig_node is not None:
+            self.mig_node.lose_book(self.name)
 
     def cut_power(self) -> None:
         """Die with the whole host, which comes up again later: nobody is told."""
         self.around.network.fall_silent(self.name)
         self.crash("power failure")
         self.machine.reboot(self.now, f"boot-{self.around.rng.randrange(1 << 32):08x}")
+        if self.mig_node is not None:
+            self.mig_node.helper.lose_power()
+
+    def ask_mig(self, ask: MigAsk, answer: Callable[[MigReport | StokerError], None]) -> None:
+        """Have something asked of its partitions."""
+        if self._mig is None:
+            answer(StokerError("the GPUs of this node cannot be partitioned"))
+        else:
+            self._mig.ask(ask, answer)
+
+    @property
+    def partitions(self) -> MigLife | None:
+        """What this life does about partitions."""
+        return self._mig if self.is_up else None
+
+    def dispose(self) -> None:
+        """End the tasks of a life, or of a run."""
+        if self._mig is not None:
+            self._mig.dispose()
 
     def ask_release(self, seconds: float | None, by: str) -> None:
         """Have the driver let go of for so long, or until it is asked back."""
@@ -124,7 +151,16 @@ class AgentProcess(Process):
         records: tuple[Record, ...] = tuple(
             record for batch in self.disk.durable for record in decode_batch(batch[:-1])
         )
-        self.state = NodeState(records, identity)
+        self._mig = None
+        node = self.mig_node
+        if node is None:
+            self.state = NodeState(records, identity)
+        else:
+            awaits = bool(node.load().gpus) or not node.declaration.is_empty
+            self.state = NodeState(records, identity, awaits_mig=awaits)
+            self._mig = MigLife(node, self, self, identity.process_id)
+        self._saves_left = 0  # on their way to the journal
+        self._awaiting_saves: list[Callable[[], None]] = []
         self._end: End | None = None
         self._is_reading = False
         self._read_again = False
@@ -136,16 +172,65 @@ class AgentProcess(Process):
         self.after(self.around.rng.uniform(0.5, 1.0), self._sample)
         self.after(self.around.rng.uniform(0.5, 1.5), self._read_processes_regularly)
         self.after(self.around.rng.uniform(*REDIAL_SECONDS), self._dial)
+        if self._mig is not None:
+            self._mig.begin()
 
     def perish(self) -> None:
         kept = self.disk.crash()
         if kept:
             self.tell(f"its disk had {kept} batches that it was not told of")
+        if self._mig is not None and self.mig_node is not None:
+            self.mig_node.book.crash()
+            self._mig.end()
         self.around.network.break_all_of(self.name)
 
     def _handle(self, event: e.Event) -> None:
-        for action in self.state.handle(event, self.machine.monotonic(self.now)):
+        actions = self.state.handle(event, self.machine.monotonic(self.now))
+        if self._mig is not None:
+            self._mig.notice(event)
+        for action in actions:
             self._act(action)
+
+    # --- what its partitions need
+
+    def view(self) -> NodeView:
+        """Return what is known of the node now."""
+        return self.state.view()
+
+    def happen(self, event: e.Event) -> None:
+        """Tell the state."""
+        self._handle(event)
+
+    def want_processes(self) -> None:
+        """Have the processes read anew."""
+        self._act(ReadProcesses())
+
+    def want_inventory(self) -> None:
+        """Have the inventory read anew, soon."""
+        self.after(0.0, self._host.look_again)
+
+    def once_saved(self, then: Callable[[], None]) -> None:
+        """Do it when nothing is on its way to the journal."""
+        self._awaiting_saves.append(then)
+        self._tell_saved()
+
+    def _tell_saved(self) -> None:
+        if not self._saves_left:
+            awaiting, self._awaiting_saves = self._awaiting_saves, []
+            for then in awaiting:
+                then()
+
+    def release_host(self) -> None:
+        """Let go of the driver, for a change of mode."""
+        self._host.release("the MIG mode of a GPU is changed")
+
+    def resume_host(self) -> None:
+        """Take the driver again."""
+        self._host.resume()
+
+    def is_let_go(self) -> bool:
+        """Whether no driver host is there any more."""
+        return self._host.state is DriverState.RELEASED
 
     def _act(self, action: Action) -> None:
         match action:
@@ -168,7 +253,9 @@ class AgentProcess(Process):
                 release = self.state.view().release
                 self._host.release(f"released by {release.by if release else 'somebody'}")
             case ResumeDriver():
-                self._host.resume()
+                # Else it takes it when the mode is changed.
+                if self._mig is None or not self._mig.worker.has_let_go:
+                    self._host.resume()
             case _:
                 assert_never(action)
 
@@ -179,12 +266,18 @@ class AgentProcess(Process):
             if reason:
                 self.tell(f"cannot save {_names(records)}: {reason}")
                 self._handle(e.JournalFailed(self._wall(), ticket, reason))
-                return
-            self.tell(f"has saved {_names(records)}")
-            self.pass_point("agent: saved, not handled")
-            self._handle(e.JournalSaved(self._wall(), ticket))
-            self.pass_point("agent: saved and reported")
+            else:
+                self.tell(f"has saved {_names(records)}")
+                self.pass_point("agent: saved, not handled")
+                self._handle(e.JournalSaved(self._wall(), ticket))
+                self.pass_point("agent: saved and reported")
+            self._saves_left -= 1
+            self._tell_saved()
 
+        for record in records:
+            if isinstance(record, AllocationHeld) and self._mig is not None:
+                self._mig.look_at_hold(record.allocation)
+        self._saves_left += 1
         self.disk.write(encode_batch(records), self.guarded(answered))
         self.pass_point("agent: save begun")
 
@@ -280,8 +373,15 @@ class AgentProcess(Process):
             case wire.Order(id_, command):
                 self.tell(f"gets command {id_}: {command}")
                 self._handle(e.CommandReceived(self._wall(), id_, command))
+            case wire.MigRelay(id_, ask):
+                assert isinstance(ask, MigAsk), ask
+                self.ask_mig(ask, partial(self._answer_mig, end, id_))
             case _:
                 assert_never(message)
+
+    def _answer_mig(self, end: End, relay: int, answer: MigReport | StokerError) -> None:
+        if self._end is end:
+            self._send(wire.mig_answer_message(relay, answer))
 
     def _wall(self) -> float:
         return self.machine.wall(self.now)

@@ -72,7 +72,15 @@ class AggregatorProcess(Process):
         link = AgentLink(self.ledger, meters, self.clock, VERSION)
         control = SeededControl(self.ledger, link, meters, self.clock, CORDONS)
         control.rng = self.around.rng
-        service = FleetService(self.ledger, control, meters, self.clock, VERSION, CORDONS)
+        service = FleetService(
+            self.ledger,
+            control,
+            meters,
+            self.clock,
+            VERSION,
+            CORDONS,
+            relay=link.ask_about_mig,
+        )
         self._open(loop, CONNECT, link.connect)
         service.rebalancing.aside = _at_once
         service.rebalancing.new_id = control.new_offer_id

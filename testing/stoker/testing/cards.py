@@ -6,6 +6,7 @@ from math import inf
 
 from stoker.agent.facts import Fact
 from stoker.agent.readings import GpuIdentity
+from stoker.testing.mig_cards import MigCards
 
 DRIVER_VERSION = 570
 
@@ -32,7 +33,8 @@ class Cards:
     pulled: dict[str, float] = field(default_factory=dict[str, float])  # not counted, since
     # Facts that a GPU does not tell, and since when.
     silent: dict[str, dict[Fact, float]] = field(default_factory=dict[str, dict[Fact, float]])
-    mig: set[str] = field(default_factory=set[str])  # in MIG mode
+    mig: set[str] = field(default_factory=set[str])  # in MIG mode, by somebody else's hand
+    partitions: MigCards | None = None  # where GPUs can be partitioned
     # Facts by which a GPU tells that it is not well.
     worn: dict[str, dict[Fact, float]] = field(default_factory=dict[str, dict[Fact, float]])
     xids: dict[str, list[int]] = field(default_factory=dict[str, list[int]])  # not told yet
@@ -54,8 +56,9 @@ class Cards:
 
     def counted(self) -> tuple[GpuIdentity, ...]:
         """Return the GPUs that the driver counts, as they are now."""
+        cards = self.partitions
         return tuple(
-            replace(gpu, mig_enabled=gpu.uuid in self.mig)
+            replace(gpu, mig_enabled=gpu.uuid in self.mig) if cards is None else cards.identity(gpu)
             for gpu in self.gpus
             if gpu.uuid not in self.pulled
         )

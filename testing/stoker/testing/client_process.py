@@ -5,7 +5,7 @@ a word.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from stoker.aggregator.model import Device
 from stoker.testing.calls import Failed, Said, call, packet
@@ -15,6 +15,9 @@ from stoker.testing.process import Process, Surroundings
 from stoker.testing.rebalancer import AGREES, ARRIVES, ASKS_TWICE, CARRY_SECONDS, Rebalancer
 from stoker.testing.witness import Witness
 from stoker.v1 import fleet_pb2, placing_pb2, types_pb2
+
+if TYPE_CHECKING:
+    from stoker.testing.mig_town import MigTown
 
 CALL_PATIENCE_SECONDS = 2.0
 RETRY_SECONDS = (0.05, 1.5)
@@ -37,6 +40,7 @@ class Town(Surroundings, Protocol):
     machines: dict[str, Machine]
     is_calm: bool
     rebalancer: Rebalancer
+    partitions: "MigTown | None"
 
 
 @dataclass(slots=True, eq=False)
@@ -201,7 +205,15 @@ class ClientProcess(Process):
         here = types_pb2.Placement(node=given.node, devices=given.devices)
         parts = {
             part.node: tuple(
-                Device(each.uuid, each.model, each.index, each.memory_bytes, each.exclusive)
+                Device(
+                    each.uuid,
+                    each.model,
+                    each.index,
+                    each.memory_bytes,
+                    each.exclusive,
+                    mig_device_uuid=each.mig_device_uuid,
+                    mig_profile=each.mig_profile,
+                )
                 for each in part.devices
             )
             for part in given.placements or (here,)
@@ -231,7 +243,8 @@ class ClientProcess(Process):
                 if rng.random() < 0.8:
                     bytes_ = min(device.memory_bytes, rng.randint(1, 8) * GIB)
                     seen = rng.random() < 0.8
-                    pid = machine.run(self.now, [device.uuid], bytes_, lease.id, seen)
+                    mig = device.mig_device_uuid
+                    pid = machine.run(self.now, [device.uuid], bytes_, lease.id, seen, mig)
                     lease.pids.append((node, pid))
         if rng.random() < 0.3:
             self.after(rng.uniform(0.5, 8.0), partial(self._work, lease))
@@ -404,6 +417,8 @@ def draw_request(holder: str, town: Town) -> types_pb2.Request:
         request.memory_bytes = rng.randint(1, 40) * GIB
     elif kind < 0.55:
         request.nodes = rng.randint(2, 3)
+    if town.partitions is not None:
+        town.partitions.draw_request(request)
     return request
 
 

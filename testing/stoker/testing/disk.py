@@ -4,6 +4,7 @@ little more.
 
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from random import Random
 from typing import Generic, TypeVar
 
@@ -20,18 +21,46 @@ ANSWER_SECONDS = 0.0001
 FULL = "no space left on device"
 
 
+@dataclass(slots=True)
+class Medium:
+    """What files of one disk have in common."""
+
+    is_full: bool = False
+    is_slow: bool = False
+
+
 class Disk(Generic[T]):
     """Keeps batches, each whole or not at all, in the order in which they were written."""
 
-    def __init__(self, scheduler: Scheduler, rng: Random) -> None:
+    def __init__(
+        self, scheduler: Scheduler, rng: Random, *, beside: "Disk[bytes] | None" = None
+    ) -> None:
+        """`beside`: another file on the same disk."""
         self.durable: list[T] = []
-        self.is_full = False
-        self.is_slow = False
+        self.medium: Medium = Medium() if beside is None else beside.medium
         self.syncs = 0
         self._scheduler = scheduler
         self._rng = rng
         self._pending: deque[tuple[T, Callable[[str], None]]] = deque()
         self._life = 0  # rises at a crash: what was begun before is not finished
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there is no room."""
+        return self.medium.is_full
+
+    @is_full.setter
+    def is_full(self, is_full: bool) -> None:
+        self.medium.is_full = is_full
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether it takes its time."""
+        return self.medium.is_slow
+
+    @is_slow.setter
+    def is_slow(self, is_slow: bool) -> None:
+        self.medium.is_slow = is_slow
 
     def write(self, batch: T, answered: Callable[[str], None]) -> None:
         """Make `batch` durable, then call `answered` with "", or with the reason why it is not."""

@@ -55,6 +55,11 @@ class DriverHost:
         self._stays_until = 0.0  # a killed host that is not reaped, in virtual seconds
         self._cards.unanswered_since = self._now
 
+    @property
+    def state(self) -> DriverState:
+        """Its state, as it was told last."""
+        return self._status.state
+
     # --- what the agent asks
 
     def begin(self) -> None:

@@ -28,6 +28,8 @@ SILENT_FACTS = (
     Fact.MEMORY_USED_BYTES,
     Fact.MEMORY_RESERVED_BYTES,
 )
+# A fault that a GPU has told by now is noted by then.
+MENDING_SECONDS = 20
 # Of programs, and such as take a reset or a reboot.
 XIDS = (31, 94, 48, 119, 79)
 
@@ -289,12 +291,14 @@ class Adversary:
         now, seconds = self._world.scheduler.now, self._rng.expovariate(1.0 / 5.0)
         machine.cards.unloaded = Span(now, now + seconds)
         machine.cards.version += self._rng.choice((0, 1))
+        machine.lose_driver()
         self._tell(f"the driver of {machine.name} is unloaded for {seconds:.1f} s")
 
     def driver_upgraded(self) -> None:
         """Replace the driver under the library that is loaded."""
         machine = self._any_machine()
         machine.cards.version += 1
+        machine.lose_driver()
         self._tell(f"the driver of {machine.name} is replaced")
 
     def driver_released(self) -> None:
@@ -384,10 +388,11 @@ class Adversary:
             agent.ask_resume("root")
             self._world.scheduler.after(1.0, partial(self._resume_surely, agent))
 
-    def _mend_surely(self, agent: "AgentProcess") -> None:
-        """Say that its GPUs are mended, until none has a fault that lasts."""
-        if agent.say_healthy():
-            self._world.scheduler.after(1.0, partial(self._mend_surely, agent))
+    def _mend_surely(self, agent: "AgentProcess", seconds: int = MENDING_SECONDS) -> None:
+        """Say that its GPUs are mended, until none has a fault that lasts, or is on its way."""
+        if agent.say_healthy() or seconds:
+            again = partial(self._mend_surely, agent, max(0, seconds - 1))
+            self._world.scheduler.after(1.0, again)
 
     def xid_told(self) -> None:
         """Let a GPU tell an Xid: of a program, or one that takes a reset or a reboot."""

@@ -6,13 +6,17 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from stoker.aggregator.model import AllocationState
+from stoker.aggregator.model import AllocationState, Device
 from stoker.testing.broken import Broken
+from stoker.testing.mig_promises import (
+    mig_devices_have_one_tenant,
+    what_a_node_holds_was_not_destroyed,
+)
 
 if TYPE_CHECKING:
     from stoker.testing.world import World
 
-# Allocation, bytes of the GPU or None for all of it.
+# Allocation, bytes of the GPU or None for all of it; or a MIG device of it, which has its own.
 _Claim = tuple[str, int | None]
 
 _LIVE = (AllocationState.GRANTED, AllocationState.RELEASING)
@@ -27,11 +31,13 @@ def the_ledger_is_not_over_committed(world: "World") -> None:
     for allocation in fleet.allocations.values():
         if allocation.state in _LIVE:
             for device in allocation.devices:
-                bytes_ = None if device.exclusive else device.memory_bytes
-                claims[device.uuid].append((allocation.id, bytes_))
+                claims[device.uuid].append((allocation.id, _bytes(device)))
     _check_each(the_ledger_is_not_over_committed, world, claims)
     listed = {
-        uuid: sorted((claim.allocation_id, claim.memory_bytes) for claim in of_gpu)
+        uuid: sorted(
+            (claim.allocation_id, 0 if claim.mig_device_uuid else claim.memory_bytes)
+            for claim in of_gpu
+        )
         for uuid, of_gpu in fleet.claims.items()
         if of_gpu
     }
@@ -47,7 +53,8 @@ def nodes_hold_no_more_than_they_have(world: "World") -> None:
     for agent in world.agents:
         for held in agent.held:
             for uuid in held.gpu_uuids:
-                claims[uuid].append((held.id, held.memory_bytes))
+                bytes_ = 0 if held.mig_device_uuids else held.memory_bytes
+                claims[uuid].append((held.id, bytes_))
     _check_each(nodes_hold_no_more_than_they_have, world, claims)
 
 
@@ -61,8 +68,7 @@ def clients_do_not_believe_in_the_same_gpu(world: "World") -> None:
     for belief in world.witness.beliefs.values():
         if belief.until > now:
             for device in belief.devices:
-                bytes_ = None if device.exclusive else device.memory_bytes
-                claims[device.uuid].append((f"{belief.client}: {belief.id}", bytes_))
+                claims[device.uuid].append((f"{belief.client}: {belief.id}", _bytes(device)))
     _check_each(clients_do_not_believe_in_the_same_gpu, world, claims)
 
 
@@ -112,6 +118,10 @@ def few_gpus_are_cordoned_for_their_health(world: "World") -> None:
             raise Broken(few_gpus_are_cordoned_for_their_health, gpu=uuid, cordon=cordon)
 
 
+def _bytes(device: Device) -> int | None:
+    return None if device.exclusive else 0 if device.mig_device_uuid else device.memory_bytes
+
+
 def _check_each(
     invariant: Callable[..., None], world: "World", claims: dict[str, list[_Claim]]
 ) -> None:
@@ -135,6 +145,10 @@ def _journals(world: "World") -> object:
     return [len(agent.disk.durable) for agent in world.agents]
 
 
+def _steps(world: "World") -> object:
+    return None if world.partitions is None else len(world.partitions.witness.destroyed)
+
+
 def _beliefs(world: "World") -> object:
     return world.witness.version
 
@@ -147,9 +161,11 @@ WITH_LEDGER: dict[_Invariant, _Sources] = {
     few_gpus_are_cordoned_for_their_health: (_ledger,),
     acknowledged_grants_are_in_the_ledger: (_ledger, _beliefs),
     what_has_ended_is_held_by_nobody: (_ledger, _journals),
+    mig_devices_have_one_tenant: (_ledger, _journals),
 }
 AT_ANY_TIME: dict[_Invariant, _Sources] = {
     nodes_hold_no_more_than_they_have: (_journals,),
+    what_a_node_holds_was_not_destroyed: (_journals, _steps),
     clients_do_not_believe_in_the_same_gpu: (_beliefs,),
 }
 

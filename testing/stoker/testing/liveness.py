@@ -4,14 +4,18 @@ docstring is it.
 
 from typing import TYPE_CHECKING
 
+from stoker.aggregator.gpu_mig import withheld
 from stoker.aggregator.model import AllocationState, Gpu, Placement
 from stoker.testing.broken import Broken
 from stoker.testing.machine import RESERVED_BYTES
+from stoker.testing.mig_promises import every_gpu_says_how_it_is
 from stoker.testing.moments import ever_hosts
 
 if TYPE_CHECKING:
     from stoker.testing.world import World
 
+# GPUs, MIG devices, bytes of a share.
+_Claim = tuple[list[str], list[str], int | None]
 # Frames that may wait for their acknowledgement: the aggregator acknowledges every two seconds.
 UNDER_WAY_MAX = 6
 
@@ -49,7 +53,14 @@ def every_gpu_can_be_had_again(world: "World") -> None:
     for node in view.nodes.values():
         for gpu in node.gpus:
             is_known = gpu.is_read and gpu.processes_known and gpu.missing is None
-            if node.problem or not is_known or (not gpu.claims and not gpu.is_free):
+            is_partitioned = gpu.is_withheld or bool(gpu.gpu.mig_enabled)
+            claimed = {claim.mig_device_uuid for claim in gpu.claims}
+            is_left = all(
+                each.uuid in claimed or each in gpu.mig_free for each in gpu.gpu.mig_devices
+            )
+            is_to_be_had = bool(gpu.claims) or gpu.is_free or is_partitioned
+            is_to_be_had &= gpu.is_withheld or is_left
+            if node.problem or not is_known or not is_to_be_had:
                 raise Broken(
                     every_gpu_can_be_had_again, node=node.name, problem=node.problem, gpu=gpu
                 )
@@ -66,13 +77,20 @@ def what_is_given_up_ends(world: "World") -> None:
 
 def nodes_hold_what_the_ledger_grants(world: "World") -> None:
     """What a node holds is what the ledger grants on it, devices and bytes too."""
-    granted: dict[str, dict[str, tuple[list[str], int | None]]] = {a.name: {} for a in world.agents}
+    granted: dict[str, dict[str, _Claim]] = {a.name: {} for a in world.agents}
     for allocation in world.aggregator.fleet.allocations.values():
         if allocation.state is AllocationState.GRANTED:
             for each in allocation.placements:
                 granted[each.node][allocation.id] = _claim(each)
     for agent in world.agents:
-        held = {h.id: (sorted(h.gpu_uuids), h.memory_bytes) for h in agent.held}
+        held = {
+            h.id: (
+                sorted(h.gpu_uuids),
+                sorted(h.mig_device_uuids),
+                None if h.mig_device_uuids else h.memory_bytes,
+            )
+            for h in agent.held
+        }
         if held != granted[agent.name]:
             raise Broken(
                 nodes_hold_what_the_ledger_grants,
@@ -106,9 +124,11 @@ def nothing_that_fits_is_left_waiting(world: "World") -> None:
     whole: set[str] = set()  # GPUs that nobody has a part of
     conditions = fleet.conditions.table.items()
     cordoned = {uuid for uuid, condition in conditions if condition.cordon is not None}
+    for name in fleet.nodes:
+        cordoned |= withheld(fleet.status(name).mig)
     for node in fleet.nodes.values():
         for gpu in node.facts.gpus:
-            if gpu.uuid in cordoned:
+            if gpu.uuid in cordoned or gpu.mig_enabled:
                 continue
             free[gpu.uuid] = gpu.memory_total_bytes - RESERVED_BYTES
             whole.add(gpu.uuid)
@@ -116,11 +136,15 @@ def nothing_that_fits_is_left_waiting(world: "World") -> None:
         if allocation.state in (AllocationState.GRANTED, AllocationState.RELEASING):
             for device in allocation.devices:
                 whole.discard(device.uuid)
-                free[device.uuid] = free.get(device.uuid, 0) - device.memory_bytes
+                is_mig = bool(device.mig_device_uuid)  # of a GPU that was in MIG mode
+                taken = free.get(device.uuid, 0) if is_mig else device.memory_bytes
+                free[device.uuid] = free.get(device.uuid, 0) - taken
     kept: set[str] = set()
     for waiting in fleet.queue():
         request = waiting.request
         hosts = ever_hosts(fleet, request, cordoned)
+        if request.mig_profile is not None:
+            kept |= fleet.nodes.keys()  # of layouts that are or will be there nothing is sure
         fitting: dict[str, list[str]] = {}  # by model: all GPUs of one allocation are of one
         for name in sorted(hosts - kept):
             gpus: dict[str, list[Gpu]] = {}
@@ -148,6 +172,7 @@ def check_settled(world: "World") -> None:
         what_is_given_up_ends,
         nodes_hold_what_the_ledger_grants,
         clients_have_what_the_ledger_grants,
+        every_gpu_says_how_it_is,
     ):
         check(world)
 
@@ -158,6 +183,8 @@ def check_rest(world: "World") -> None:
     nothing_that_fits_is_left_waiting(world)
 
 
-def _claim(placement: Placement) -> tuple[list[str], int | None]:
-    shares = [device.memory_bytes for device in placement.devices if not device.exclusive]
-    return sorted(device.uuid for device in placement.devices), shares[0] if shares else None
+def _claim(placement: Placement) -> _Claim:
+    devices = placement.devices
+    parts = sorted(device.mig_device_uuid for device in devices if device.mig_device_uuid)
+    shares = [device.memory_bytes for device in devices if not device.exclusive and not parts]
+    return sorted({device.uuid for device in devices}), parts, shares[0] if shares else None

@@ -38,6 +38,8 @@ from stoker.agent.model import DriverState, DriverStatus, Frame, NodeIdentity
 from stoker.agent.state import NodeState
 from stoker.agent.wire import frame_message
 from stoker.core.clock import Clock
+from stoker.core.errors import StokerError
+from stoker.core.mig.reports import MigAsk, MigReport
 from stoker.testing.load import AgentsPlan, Measure, to_micros
 from stoker.testing.load_source import MovingGpus
 
@@ -95,7 +97,7 @@ class LoadAgent:
         self._processes_due = clock.monotonic() + rng.random() * PROCESSES_INTERVAL_SECONDS
         self._under_way: deque[_UnderWay] = deque()
         self._sent_up_to = 0
-        self._link = Link((plan.target,), self._handle, clock=clock, rng=rng)
+        self._link = Link((plan.target,), self._handle, ask_mig=_refuse_mig, clock=clock, rng=rng)
         identity = NodeIdentity(
             node=self.name,
             agent_version="bench",
@@ -198,3 +200,7 @@ class LoadAgent:
         if self.tally is not None and of_window:
             self.tally.frames_acked += of_window
             self.tally.acks += 1
+
+
+async def _refuse_mig(_ask: MigAsk) -> MigReport:
+    raise StokerError("the GPUs of a load generator cannot be partitioned")

@@ -9,6 +9,7 @@ from stoker.agent.facts import Fact, Rate
 from stoker.agent.model import ProcessSeen
 from stoker.agent.owners import AssignedBy, Assignment
 from stoker.agent.readings import WHOLE_GPU, GpuIdentity, GpuReading, ReadFailure, XidSeen
+from stoker.core.mig.boards import Board
 from stoker.testing.cards import Cards
 
 # Virtual second 0 on a wall clock that is right.
@@ -33,6 +34,8 @@ class Running:
     is_claim_visible: bool  # whether the agent can read its environment
     user: str
     command: str
+    mig_device_uuid: str = ""  # empty: it uses the GPUs themselves
+    gpu_instance_id: int | None = None  # that the device is in
 
 
 @dataclass(slots=True)
@@ -79,6 +82,19 @@ class Machine:
         self.cards.hung.clear()
         self.cards.lost.clear()
         self.cards.unloaded = self.cards.killed_hosts_stay = None
+        self._lose_partitions()
+
+    def lose_driver(self) -> None:
+        """Take in that the kernel module is gone, if only for a moment."""
+        self._lose_partitions()
+
+    def _lose_partitions(self) -> None:
+        """Have MIG devices gone, and who used them."""
+        if self.cards.partitions is not None:
+            gone = [pid for pid, each in self.processes.items() if each.mig_device_uuid]
+            for pid in gone:
+                self.end(pid)
+            self.cards.partitions.unload()
 
     # --- processes
 
@@ -89,25 +105,42 @@ class Machine:
         memory_used_bytes: int,
         allocation_id: str,
         is_claim_visible: bool,
+        mig_device_uuid: str = "",
     ) -> int:
-        """Start a process and return its PID."""
+        """Start a process and return its PID; without its MIG device it ends at once."""
         pid = self.next_pid
         self.next_pid += 1
+        gpu_uuids = tuple(gpu_uuids)
+        cards, instance = self.cards.partitions, None
+        if cards is not None:
+            if mig_device_uuid:
+                instance = cards.instance_of(gpu_uuids[0], mig_device_uuid)
+            if any(cards.is_enabled(uuid) for uuid in gpu_uuids) and instance is None:
+                return pid
         self.processes[pid] = Running(
             pid=pid,
-            gpu_uuids=tuple(gpu_uuids),
+            gpu_uuids=gpu_uuids,
             memory_used_bytes=memory_used_bytes,
             began=now,
             allocation_id=allocation_id,
             is_claim_visible=is_claim_visible,
             user="tenant" if allocation_id else "somebody",
             command="train.py" if allocation_id else "notebook",
+            mig_device_uuid=mig_device_uuid,
+            gpu_instance_id=instance,
         )
         return pid
 
     def end(self, pid: int) -> None:
         """End a process, if it still runs."""
         self.processes.pop(pid, None)
+
+    def is_used(self, uuid: str, gpu_instance_id: int | None = None) -> bool:
+        """Whether a process runs on a GPU, or in that GPU instance of it."""
+        return any(
+            uuid in each.gpu_uuids and gpu_instance_id in (None, each.gpu_instance_id)
+            for each in self.processes.values()
+        )
 
     def foreign(self) -> list[Running]:
         """Return the processes that belong to nobody of ours."""
@@ -156,6 +189,7 @@ class Machine:
                 claimed_allocation_id=(each.allocation_id or None)
                 if each.is_claim_visible
                 else None,
+                gpu_instance_id=each.gpu_instance_id,
             )
             for each in self.processes.values()
             for uuid in each.gpu_uuids
@@ -175,9 +209,12 @@ class Machine:
         )
 
 
-def build_machine(number: int, gpus: int, rng: Random) -> Machine:
-    """Return a machine with `gpus` GPUs of 24 or 80 GiB."""
+def build_machine(number: int, gpus: int, rng: Random, board: Board | None = None) -> Machine:
+    """Return a machine with `gpus` GPUs of 24 or 80 GiB, or of a board that can be partitioned."""
     model, gib = rng.choice((("NVIDIA H100 80GB HBM3", 80), ("NVIDIA L4", 24)))
+    if board is not None:
+        whole = max(board.geometry.profiles, key=lambda each: each.memory_mib)
+        model, gib = board.driver_name, 1 + (whole.memory_mib >> 10)
     return Machine(
         name=f"node-{number}",
         cards=Cards(

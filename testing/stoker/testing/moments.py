@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from stoker.aggregator import events as e
 from stoker.aggregator.fleet import INTERVALS_FRESH, Fleet
+from stoker.aggregator.gpu_mig import withheld
 from stoker.aggregator.model import (
     Allocation,
     AllocationState,
@@ -21,6 +22,7 @@ from stoker.aggregator.model import (
     Placement,
     Request,
 )
+from stoker.aggregator.processes import ProcessTable
 from stoker.testing.broken import Broken
 from stoker.testing.machine import RESERVED_BYTES
 
@@ -44,7 +46,8 @@ class Decided:
     fleet: Fleet
     wall: float
     cordoned: set[str]  # nodes and GPUs
-    claims: dict[str, list[tuple[str, int, bool]]]  # GPU UUID -> allocation, bytes, exclusive
+    # GPU UUID -> allocation, bytes, exclusive, MIG device
+    claims: dict[str, list[tuple[str, int, bool, str]]]
     waiting: dict[str, tuple[tuple[int, int], Request]]  # id -> its place in the queue, its wish
 
     @staticmethod
@@ -65,7 +68,7 @@ class Decided:
     def claim(self, id_: str, devices: tuple[Device, ...]) -> None:
         """Take in a grant."""
         for device in devices:
-            claim = (id_, device.memory_bytes, device.exclusive)
+            claim = (id_, device.memory_bytes, device.exclusive, device.mig_device_uuid)
             self.claims.setdefault(device.uuid, []).append(claim)
 
     def take(self, event: e.DurableEvent, number: int) -> None:
@@ -157,7 +160,9 @@ def _objection(decided: Decided, node: Node, status: NodeStatus, device: Device)
     table = status.processes
     if gpu is None:
         return "the node does not have the GPU"
-    if gpu.mig_enabled:
+    if (partitions := (status.mig or {}).get(device.uuid)) and partitions.is_withheld:
+        return f"it is withheld: {partitions}"
+    if gpu.mig_enabled and not device.mig_device_uuid:
         return "it is in MIG mode"
     if device.uuid in {each.uuid for each in status.missing}:
         return "it is out of use"
@@ -172,6 +177,8 @@ def _objection(decided: Decided, node: Node, status: NodeStatus, device: Device)
     if device.uuid in {each.gpu_uuid for each in table.assignments}:
         return f"others have handed it out: {table.assignments}"
     claims = decided.claims.get(device.uuid, [])
+    if device.mig_device_uuid:
+        return _mig_objection(gpu, device, table, claims)
     ours = {claim[0] for claim in claims}
     foreign = [
         process
@@ -180,13 +187,32 @@ def _objection(decided: Decided, node: Node, status: NodeStatus, device: Device)
     ]
     if device.exclusive:
         return f"it is used: {claims} {foreign}" if claims or foreign else ""
-    if any(exclusive for _, _, exclusive in claims):
-        return f"it is held whole: {claims}"
-    taken = device.memory_bytes + sum(bytes_ for _, bytes_, _ in claims)
+    if any(exclusive or mig for _, _, exclusive, mig in claims):
+        return f"it is held whole, or a MIG device of it: {claims}"
+    taken = device.memory_bytes + sum(bytes_ for _, bytes_, _, _ in claims)
     taken += sum(process.memory_used_bytes or 0 for process in foreign)
     if taken > gpu.memory_total_bytes:
         return f"{taken} bytes of {gpu.memory_total_bytes} would be taken, {foreign}"
     return ""
+
+
+def _mig_objection(
+    gpu: Gpu, device: Device, table: ProcessTable, claims: list[tuple[str, int, bool, str]]
+) -> str:
+    found = next((each for each in gpu.mig_devices if each.uuid == device.mig_device_uuid), None)
+    if found is None:
+        return f"it does not have that MIG device: {gpu.mig_devices}"
+    if any(mig in ("", device.mig_device_uuid) for _, _, _, mig in claims):
+        return f"it is held: {claims}"
+    ours = {claim[0] for claim in claims}
+    foreign = [
+        process
+        for process in table.processes
+        if process.gpu_uuid == device.uuid
+        and process.allocation_id not in ours
+        and process.gpu_instance_id in (None, found.gpu_instance_id)
+    ]
+    return f"it is used: {foreign}" if foreign else ""
 
 
 def nobody_overtakes_the_queue(decided: Decided, grant: Part) -> None:
@@ -219,9 +245,9 @@ def _able(
     node: Node, status: NodeStatus, request: Request, cordoned: Collection[str]
 ) -> Iterator[str]:
     """Yield the models of the node's GPUs of which enough could be used."""
-    if request.node not in (None, node.facts.name):
-        return
-    out = {each.uuid for each in status.missing} | set(cordoned)
+    if request.node not in (None, node.facts.name) or request.mig_profile is not None:
+        return  # of layouts that are or will be there nothing is sure
+    out = {each.uuid for each in status.missing} | set(cordoned) | withheld(status.mig)
     usable: dict[str, list[Gpu]] = {}
     for gpu in node.facts.gpus:
         is_asked_for = not request.models or gpu.model in request.models
@@ -346,12 +372,12 @@ def what_is_kept_alive_does_not_expire(
 
 
 def leases_run_their_time(
-    event: e.AllocationReleasing, promise: Promise | None, was_released: bool, now: float
+    event: e.AllocationReleasing, promise: Promise | None, may_end_early: bool, now: float
 ) -> None:
-    """A lease ends before the time that was acknowledged last only if it was released, or its node
-    refused it.
+    """A lease ends before the time that was acknowledged last only if it was released, its node
+    refused it, or its GPU is to be partitioned anew, with evict, and the deadline has passed.
     """
-    if promise is None or was_released or event.reason.startswith("refused by node"):
+    if promise is None or may_end_early or event.reason.startswith("refused by node"):
         return
     if now < promise.until - TOLERANCE_SECONDS:
         raise Broken(leases_run_their_time, event=event, promise=promise, now=now)

@@ -16,7 +16,7 @@ from stoker.testing.calls import CONNECT, failure_packet, packet, read_packet
 from stoker.testing.calls import Failed as FailedCall
 from stoker.testing.network import End
 from stoker.testing.virtual_loop import VirtualLoop
-from stoker.v1 import agent_pb2, fleet_pb2, placing_pb2, types_pb2
+from stoker.v1 import agent_pb2, fleet_pb2, mig_pb2, placing_pb2, types_pb2
 
 if TYPE_CHECKING:
     from stoker.testing.aggregator_process import AggregatorProcess
@@ -31,6 +31,7 @@ METHODS: dict[str, tuple[type[Message], bool]] = {
     "Uncordon": (fleet_pb2.UncordonRequest, False),
     "Rebalance": (placing_pb2.RebalanceRequest, False),
     "AnswerMove": (placing_pb2.AnswerMoveRequest, False),
+    "Mig": (mig_pb2.MigRequest, False),
 }
 
 Method = Callable[..., Awaitable[Message | None]]

@@ -8,6 +8,7 @@ made here; what has to hold at any time stands in `invariants`.
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 
 from stoker.aggregator import events as e
 from stoker.aggregator.fleet import Fleet
@@ -32,6 +33,8 @@ class Belief:
     until: float
 
 
+# How the reason begins for which an allocation ends whose GPU is to be partitioned anew.
+EVICTED = "drained: GPU "
 NO_GPUS = Told(frozenset(), 0)
 
 
@@ -75,6 +78,9 @@ class Witness:
         self.promises: dict[str, Promise] = {}  # the last one per allocation, until it is over
         self.beliefs: dict[str, Belief] = {}  # by allocation
         self.version = 0  # rises with every change of the two above
+        # From when on who uses a GPU may be made to go: the earliest deadline that was ever set.
+        self.evicted_from: dict[str, float] = {}
+        self.clock_error_seconds = inf  # by how much deadlines may be understood wrongly
         self._machines = machines
         self._durable: dict[str, Promise] = {}  # granted by the store; `until` means nothing there
         self._durable_gpus: dict[str, frozenset[str]] = {}  # by node, by the store
@@ -138,16 +144,29 @@ class Witness:
     def _give_up(self, event: e.AllocationReleasing, now: float) -> None:
         promise = self.promises.pop(event.id, None)
         was_released = event.id in self._releases_asked
-        moments.leases_run_their_time(event, promise, was_released, now)
+        is_evicted = (
+            promise is not None
+            and event.reason.startswith(EVICTED)
+            and any(
+                self.evicted_from.get(device.uuid, inf) <= now + self.clock_error_seconds
+                for each in promise.placements
+                for device in each.devices
+            )
+        )
+        moments.leases_run_their_time(event, promise, was_released or is_evicted, now)
         self.version += 1
         self._given_up_at[event.id] = now
+        if is_evicted:  # its client may not have heard it yet, as below
+            self.counts["evicted"] += 1
+            self._refused_by_node.add(event.id)
+            self.beliefs.pop(event.id, None)
         if event.reason.startswith("refused by node"):
             # The one way in which a client may believe for a while in what another has already:
             # its node could not take the allocation, and the client has not heard that yet.
             self.counts["refused by node"] += 1
             self._refused_by_node.add(event.id)
             self.beliefs.pop(event.id, None)
-        elif not was_released:
+        elif not was_released and not is_evicted:
             self.counts["expired"] += 1
 
     def lost_ledger(self, file: LedgerFile, held: set[str]) -> None:

@@ -14,6 +14,7 @@ from random import Random
 from typing import cast
 
 from stoker.aggregator.answers import node_row
+from stoker.core.mig.boards import Board
 from stoker.testing import liveness
 from stoker.testing.agent_process import AgentProcess
 from stoker.testing.aggregator_process import AggregatorProcess
@@ -22,6 +23,8 @@ from stoker.testing.client_process import ClientProcess
 from stoker.testing.faults import Adversary, Faults
 from stoker.testing.invariants import Invariants
 from stoker.testing.machine import Machine, build_machine
+from stoker.testing.mig_town import MigTown
+from stoker.testing.mig_witness import MigWitness
 from stoker.testing.network import Network
 from stoker.testing.process import Process
 from stoker.testing.rebalancer import Rebalancer
@@ -39,6 +42,8 @@ LAST_WAIT_SECONDS = 1000.0
 
 DOWN_SECONDS = {"aggregator": (0.2, 4.0), "node": (0.2, 10.0), "client": (2.0, 10.0)}
 CLOCK_ERROR_SECONDS = 5.0
+# By how much deadlines may be wrong that are told from one clock to another.
+DEADLINE_ERROR_SECONDS = 0.5
 # How often somebody looks at the nodes, as clients and dashboards do.
 LOOK_SECONDS = 0.7
 
@@ -52,13 +57,14 @@ class Scenario:
     nodes: int = 6
     gpus: int = 4  # per node
     clients: int = 12
+    mig: bool = False  # whether some of the nodes have GPUs that are partitioned
     faults: Faults | None = None  # None: drawn by the seed
 
     def command(self) -> str:
         """Return the command that runs it again."""
         return (
             f"make simulate SEED={self.seed} TROUBLE_SECONDS={self.seconds:g} NODES={self.nodes} "
-            f"GPUS={self.gpus} CLIENTS={self.clients}"
+            f"GPUS={self.gpus} CLIENTS={self.clients}{' MIG=1' * self.mig}"
         )
 
 
@@ -95,7 +101,14 @@ class World:
         self.scheduler = Scheduler()
         self.story = Story(lambda: self.scheduler.now, listener)
         self.network = Network(self.scheduler, self.rng, self.faults.network)
-        machines = [build_machine(n, scenario.gpus, self.rng) for n in range(1, scenario.nodes + 1)]
+        mig_rng = Random(f"{scenario.seed} partitions")
+        boards: list[Board | None] = [None] * scenario.nodes
+        if scenario.mig:
+            boards = MigTown.boards(scenario.nodes, mig_rng)
+        machines = [
+            build_machine(number, scenario.gpus, self.rng, board)
+            for number, board in enumerate(boards, 1)
+        ]
         self.machines: dict[str, Machine] = {machine.name: machine for machine in machines}
         self.memory_bytes = {
             gpu.uuid: gpu.memory_total_bytes for machine in machines for gpu in machine.gpus
@@ -106,6 +119,14 @@ class World:
             self.agent_type(machine, self.rng.choice((1.0, 2.0)), self, self.witness)
             for machine in machines
         ]
+        self.partitions: MigTown | None = None
+        if self.faults.clock_stepped is None:
+            self.witness.clock_error_seconds = DEADLINE_ERROR_SECONDS
+        if scenario.mig:
+            self.partitions = MigTown(self, mig_rng, MigWitness(self.witness.counts))
+            for agent, board in zip(self.agents, boards, strict=True):
+                if board is not None:
+                    self.partitions.settle(agent, board)
         self.clients = [
             ClientProcess(f"client-{n}", self, self.witness) for n in range(1, scenario.clients + 1)
         ]
@@ -135,6 +156,8 @@ class World:
     def close(self) -> None:
         """End the tasks that are left."""
         self.aggregator.dispose()
+        for agent in self.agents:
+            agent.dispose()
 
     def _live(self) -> None:
         seconds = self.scenario.seconds
@@ -145,9 +168,13 @@ class World:
         adversary = Adversary(self, self.faults)
         adversary.begin()
         self.rebalancer.begin()
+        if self.partitions is not None:
+            self.partitions.begin()
         self.scheduler.run_until(seconds, self._after_each)
         self.is_calm = True
         self.story.tell("world", "calm")
+        if self.partitions is not None:
+            self.partitions.relent()
         adversary.relent()
         self.scheduler.run_until(seconds + SETTLE_SECONDS, self._after_each)
         liveness.check_settled(self)

@@ -20,6 +20,7 @@ from stoker.agent.sampler import Sampler
 from stoker.agent.verdicts import Verdict
 from stoker.core.errors import ExitCode
 from stoker.core.local import (
+    AskMig,
     AskProfilingPause,
     AskProfilingResume,
     AskRelease,
@@ -27,12 +28,14 @@ from stoker.core.local import (
     AskSetHealthy,
     AskStatus,
     HolderFacts,
+    Mig,
     Refusal,
     Released,
     Request,
     SetHealthy,
     Status,
 )
+from stoker.core.mig.reports import MigAsk, MigReport, Verb
 from stoker.testing.clock import VirtualClock
 
 AGENT_UID, SOMEBODY_UID = 998, 1000
@@ -42,6 +45,8 @@ ACTS: dict[str, Request] = {
     "profiling pause": AskProfilingPause(),
     "profiling resume": AskProfilingResume(),
     "set-healthy": AskSetHealthy("0"),
+    "mig apply": AskMig(MigAsk("apply")),
+    "mig undo": AskMig(MigAsk("undo")),
 }
 HOLDER = DeviceHolder(4711, "ann", "python train.py", ("/dev/nvidia0",), Owner(slurm_job="12"))
 OURS = DeviceHolder(os.getpid(), "stoker", "stoker-agent", ("/dev/nvidia0",))
@@ -74,6 +79,9 @@ async def desk(node: Node, monkeypatch: pytest.MonkeyPatch) -> LocalDesk:
     async def holders() -> tuple[DeviceHolder, ...]:
         return (OURS, HOLDER)
 
+    async def ask_mig(ask: MigAsk) -> MigReport:
+        return MigReport("n", ask.verb, ask.config, ask.operation_id, (), ())
+
     sampler = Sampler(
         host,
         interval_seconds=1.0,
@@ -93,6 +101,7 @@ async def desk(node: Node, monkeypatch: pytest.MonkeyPatch) -> LocalDesk:
         let_go=let_go,
         saved=saved,
         holders=holders,
+        ask_mig=ask_mig,
         clock=clock,
     )
 
@@ -110,6 +119,17 @@ async def test_somebody_else_is_refused_and_told_who_may(
 
 async def test_everybody_may_look(desk: LocalDesk) -> None:
     assert isinstance(await desk.answer(AskStatus(), Caller(42, SOMEBODY_UID)), Status)
+
+
+@pytest.mark.parametrize(
+    ("verb", "uid"),
+    [("plan", SOMEBODY_UID), ("status", SOMEBODY_UID), ("apply", AGENT_UID), ("undo", 0)],
+)
+async def test_what_changes_no_partition_is_for_everybody(
+    verb: Verb, uid: int, desk: LocalDesk
+) -> None:
+    answer = await desk.answer(AskMig(MigAsk(verb, "op", "mixed")), Caller(42, uid))
+    assert answer == Mig(MigReport("n", verb, "mixed", "op", (), ()))
 
 
 @pytest.mark.parametrize(("uid", "name"), [(0, "root"), (AGENT_UID, "stoker")])

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from stoker.agent.framing import Outbox
 from stoker.agent.model import DriverState, DriverStatus, Frame, HeldAllocation, HoldRefusal
+from stoker.agent.partitions import GpuMigStatus
 
 HELD = HeldAllocation("a", ("GPU-0",), None, "ann", 60.0, 0.0)
 
@@ -69,6 +70,20 @@ def test_without_telemetry_the_oldest_frame_is_merged_into_the_next() -> None:
         driver=blocked,
         refusals=(HoldRefusal("x", "no"), HoldRefusal("y", "no")),
     )
+
+
+def test_of_partitions_the_later_word_counts_and_none_is_lost() -> None:
+    withheld = (GpuMigStatus("GPU-0", is_withheld=True),)
+    outbox = Outbox(frames_max=2, window=1)
+    outbox.add(Frame(1, 1.0, 1.0, mig=withheld))
+    outbox.add(telling(2, HELD))
+    assert outbox.add(telling(3))
+    (merged,) = outbox.take_due()
+    assert (merged.mig, merged.held) == (withheld, (HELD,))
+    later = Frame(4, 4.0, 4.0, mig=())
+    assert merged.merged_into(later).mig == ()
+    assert not later.is_telemetry_only
+    assert later.only_telemetry().mig is None
 
 
 def test_for_another_stream_only_telemetry_remains_and_everything_is_due_again() -> None:

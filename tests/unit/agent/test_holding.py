@@ -13,6 +13,7 @@ from stoker.agent.model import (
     NumberedInventory,
     ProcessSeen,
 )
+from stoker.agent.partitions import GpuMigStatus, MigState
 from stoker.agent.readings import GpuIdentity, MigDeviceIdentity
 
 WHOLE = HeldAllocation("whole", ("GPU-0", "GPU-1"), None, "ann", 60.0, held_since=1000.0)
@@ -271,3 +272,29 @@ def test_a_claim_is_the_same_on_the_same_devices(change: dict[str, Any], is_same
         compute_milli=500,
     )
     assert held.is_same_as(replace(held, **change)) is is_same
+
+
+@pytest.mark.parametrize(
+    ("status", "obstacle"),
+    [
+        (GpuMigStatus("GPU-2"), None),
+        (GpuMigStatus("GPU-2", MigState.SUCCESS, "as declared"), None),
+        (GpuMigStatus("GPU-3", MigState.APPLYING, is_withheld=True), None),
+        (
+            GpuMigStatus("GPU-2", MigState.PENDING, "allocation a is there", is_withheld=True),
+            "GPU-2 takes nothing new while its partitions (MIG) are pending: allocation a is there",
+        ),
+        (
+            GpuMigStatus("GPU-2", MigState.REBOOT_REQUIRED, is_withheld=True),
+            "GPU-2 takes nothing new while its partitions (MIG) are reboot-required",
+        ),
+        (
+            GpuMigStatus("GPU-2", is_withheld=True),
+            "GPU-2 takes nothing new while its partitions (MIG) are not known",
+        ),
+    ],
+)
+def test_a_gpu_that_is_being_partitioned_takes_nothing_new(
+    status: GpuMigStatus, obstacle: str | None
+) -> None:
+    assert find_obstacle(WHOLE_2, (), NODE, (status,)) == obstacle

@@ -118,8 +118,81 @@ def test_an_idle_board(function: str, arguments: tuple[Any, ...], answers: tuple
     assert dict(zip(BOARDS, found, strict=True)) == dict(zip(BOARDS, answers, strict=True))
 
 
-def test_the_table_names_every_board() -> None:
-    assert set(BOARDS) == MODELS.keys()
+# A newer board answers as its relative does, but for these.
+_MAX_CLOCK, _LIMITS = "nvmlDeviceGetMaxClockInfo", "nvmlDeviceGetPowerManagementLimitConstraints"
+_LIMIT, _DEFAULT = "nvmlDeviceGetEnforcedPowerLimit", "nvmlDeviceGetPowerManagementDefaultLimit"
+_THRESHOLD = "nvmlDeviceGetTemperatureThreshold"
+_NO_LINKS = {row[:2]: NOT_SUPPORTED for row in TABLE if row[0].startswith("nvmlDeviceGetNvLink")}
+NEWER: dict[str, tuple[str, dict[tuple[str, tuple[Any, ...]], Any]]] = {
+    "A30-24GB": (
+        "A100-40GB",
+        {
+            (_MAX_CLOCK, (1,)): 1440,
+            (_LIMIT, ()): 165e3,
+            (_DEFAULT, ()): 165e3,
+            (_LIMITS, ()): [100e3, 165e3],
+            **_NO_LINKS,
+        },
+    ),
+    "H100-94GB": (
+        "H100-80GB",
+        {
+            (_MAX_CLOCK, (1,)): 1785,
+            (_MAX_CLOCK, (3,)): 1410,
+            (_LIMIT, ()): 400e3,
+            (_DEFAULT, ()): 400e3,
+            (_LIMITS, ()): [200e3, 400e3],
+            **_NO_LINKS,
+        },
+    ),
+    "GB200": (
+        "B200",
+        {
+            (_MAX_CLOCK, (1,)): 2062,
+            (_MAX_CLOCK, (3,)): 1890,
+            (_LIMIT, ()): 1200e3,
+            (_DEFAULT, ()): 1200e3,
+            (_LIMITS, ()): [200e3, 1200e3],
+            (_THRESHOLD, (TEMPERATURE,)): 92,
+            (_THRESHOLD, (SLOWDOWN,)): 89,
+            (_THRESHOLD, (HIGHEST,)): 87,
+        },
+    ),
+    "RTX-PRO-6000": (
+        "L40S",
+        {
+            ("nvmlDeviceGetArchitecture", ()): 10,
+            ("nvmlDeviceGetClockInfo", (0,)): 180,
+            ("nvmlDeviceGetClockInfo", (1,)): 180,
+            ("nvmlDeviceGetClockInfo", (3,)): 600,
+            (_MAX_CLOCK, (1,)): 2430,
+            (_MAX_CLOCK, (2,)): 12481,
+            (_MAX_CLOCK, (3,)): 2130,
+            (_LIMIT, ()): 600e3,
+            (_DEFAULT, ()): 600e3,
+            (_LIMITS, ()): [300e3, 600e3],
+            ("nvmlDeviceGetCurrPcieLinkGeneration", ()): 5,
+            ("nvmlDeviceGetMaxPcieLinkGeneration", ()): 5,
+            ("nvmlDeviceGetMigMode", ()): [0, 0],
+            ("nvmlDeviceGetSupportedEventTypes", ()): 0x11F,
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("model", NEWER)
+def test_a_newer_board_answers_as_its_relative_but_for_its_own_figures(model: str) -> None:
+    nvml = node(World(), 1, model)
+    gpu = nvml.nvmlDeviceGetHandleByIndex(0)
+    relative, own = NEWER[model]
+    column = BOARDS.index(relative)
+    expected = {(name, asked): answers[column] for name, asked, answers in TABLE} | own
+    found = {(name, asked): outcome(getattr(nvml, name), gpu, *asked) for name, asked, _ in TABLE}
+    assert found == expected
+
+
+def test_the_tables_name_every_board() -> None:
+    assert {*BOARDS, *NEWER} == MODELS.keys()
 
 
 def test_links_lead_to_the_switches_of_the_board_and_to_no_gpu() -> None:

@@ -112,7 +112,7 @@ def test_compute_instances_share_a_gpu_instance_while_it_has_slices() -> None:
         )
         for device in devices_of(nvml)
     ]
-    assert told == [("1c.3g.40gb", 1, 0, 20), ("1c.3g.40gb", 2, 0, 20), ("2c.3g.40gb", 2, 1, 40)]
+    assert told == [("1c.3g.40gb", 1, 0, 16), ("1c.3g.40gb", 2, 0, 16), ("2c.3g.40gb", 2, 1, 32)]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 
 from stoker.aggregator.config import AggregatorConfig, MetricsConfig, load, settle
 from stoker.aggregator.cordoning import CordonAt, CordonPolicy
+from stoker.aggregator.cuts import PartitioningOptions
 from stoker.core.addresses import Address
 from stoker.core.config import defaults_yaml
 from stoker.core.daemons import LogLevel
@@ -124,3 +125,35 @@ def test_policies_of_placement(tmp_path: Path) -> None:
 def test_a_policy_that_is_not_known(variable: str, text: str, where: str) -> None:
     with pytest.raises(BadInput, match=re.escape(where)):
         load(None, {f"STOKER_AGGREGATOR_PLACEMENT_{variable}": text}, {})
+
+
+def test_pools_that_are_partitioned_by_demand(tmp_path: Path) -> None:
+    file = tmp_path / "aggregator.yaml"
+    file.write_text(
+        "mig: {pools: {train: automatic dwell=20m wait=1m whole_gpus=2, infer: propose}}\n",
+        encoding="utf-8",
+    )
+    assert load(file, {}, {}).partitioning == {
+        "train": PartitioningOptions(
+            is_automatic=True, dwell_seconds=1200.0, hysteresis_seconds=60.0, whole_gpus_kept=2
+        ),
+        "infer": PartitioningOptions(is_automatic=False),
+    }
+    environ = {"STOKER_AGGREGATOR_MIG_POOLS": "train=automatic whole_gpus=1"}
+    assert load(None, environ, {}).partitioning["train"].whole_gpus_kept == 1
+    assert load(None, {}, {}).partitioning == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        ("train=", "mig.pools: train: must begin with 'automatic' or 'propose', found ''"),
+        ("train=always", "mig.pools: train: must begin with 'automatic' or 'propose'"),
+        ("train=automatic dwell=soon", "mig.pools: train: dwell"),
+        ("train=automatic whole_gpus=-1", "mig.pools: train: whole_gpus must be a number"),
+        ("train=propose speed=1", "mig.pools: train: 'speed=1' is none of"),
+    ],
+)
+def test_partitioning_that_cannot_be_is_named(text: str, where: str) -> None:
+    with pytest.raises(BadInput, match=re.escape(where)):
+        load(None, {"STOKER_AGGREGATOR_MIG_POOLS": text}, {})

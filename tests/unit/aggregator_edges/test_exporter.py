@@ -1,5 +1,7 @@
 """The page for Prometheus: the fleet as it is; what is not known is not told."""
 
+from dataclasses import replace
+
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from tests.conftest import Golden
@@ -16,8 +18,17 @@ from tests.unit.aggregator.builders import (
 from stoker.aggregator import events as e
 from stoker.aggregator.exporter import FleetCollector
 from stoker.aggregator.fleet import Fleet
+from stoker.aggregator.gpu_mig import GpuMig, MigState
 from stoker.aggregator.meters import Meters
-from stoker.aggregator.model import Device, DriverState, Frame, GpuSample, MissingGpu, Placement
+from stoker.aggregator.model import (
+    Device,
+    DriverState,
+    Frame,
+    GpuSample,
+    MigDevice,
+    MissingGpu,
+    Placement,
+)
 from stoker.aggregator.picture import take_picture
 from stoker.aggregator.processes import ProcessTable
 from stoker.aggregator.verdicts import RepairAction, Verdict
@@ -121,6 +132,60 @@ def test_card_that_two_nodes_list_counts_once() -> None:
     registry.register(FleetCollector(lambda: take_picture(fleet, NOW), "9.9"))
     assert sum(by_label(registry, "stoker_fleet_gpu_verdicts", "verdict").values()) == 5
     assert by_label(registry, "stoker_fleet_gpu_unhealthy", "node") == {"n1": 1.0}
+
+
+def make_partitioned_fleet() -> Fleet:
+    """Of n1 one GPU is cut and in use, one is being cut; that of n2 is not heard of any more."""
+    fleet = Fleet()
+    first, second, third = make_gpus("n1", 3)
+    devices = tuple(MigDevice(f"MIG-{i}", "1g.10gb", 10 * GIB, i, 0) for i in range(3))
+    large = MigDevice("MIG-9", "3g.40gb", 40 * GIB, 9, 0)
+    cut = replace(first, mig_enabled=True, mig_devices=(*devices, large))
+    fleet.apply(e.NodeRegistered(NOW, make_facts("n1", (cut, second, third))), 1)
+    fleet.apply(e.NodeRegistered(NOW, make_facts("n2", 1)), 2)
+    part = Device(
+        *("n1-0", first.model, 0, 10 * GIB, False), mig_device_uuid="MIG-1", mig_profile="1g.10gb"
+    )
+    wanted = whole(mig_profile="1g.10gb")
+    granted = e.AllocationGranted(NOW, "a", wanted, "", NOW, (Placement("n1", (part,)),))
+    fleet.apply(granted, 3)
+    frame = Frame(
+        *(1, NOW, 0.0),
+        samples={gpu.uuid: GpuSample(power_watts=1.0, at=NOW) for gpu in (first, second, third)},
+        processes=ProcessTable(NOW, (make_process("n1-0", gpu_instance_id=2),)),
+        driver=DriverState.READING,
+        mig={
+            "n1-0": GpuMig("n1-0", MigState.SUCCESS, config="small"),
+            "n1-1": GpuMig("n1-1", MigState.APPLYING, config="small", is_withheld=True),
+            "n1-2": GpuMig("n1-2"),
+        },
+    )
+    for session, name in ((1, "n1"), (2, "n2")):
+        fleet.note(e.AgentConnected(NOW, name, session, (), 0))
+    fleet.note(e.FrameArrived(NOW, "n1", 1, frame, NOW))
+    failed = {"n2-0": GpuMig("n2-0", MigState.FAILED, is_withheld=True)}
+    fleet.note(e.FrameArrived(NOW, "n2", 2, Frame(1, NOW, 0.0, mig=failed), NOW))
+    fleet.note(e.AgentDisconnected(NOW, "n2", 2, "the connection broke"))
+    return fleet
+
+
+def test_page_of_partitions_is_as_reviewed(golden: Golden) -> None:
+    registry = CollectorRegistry()
+    fleet = make_partitioned_fleet()
+    registry.register(FleetCollector(lambda: take_picture(fleet, NOW), "9.9"))
+    lines = [line for line in generate_latest(registry).decode().splitlines() if "mig" in line]
+    golden("aggregator_metrics_mig.txt", "\n".join(lines) + "\n")
+
+
+def test_gpu_is_in_the_state_that_its_node_told_last_and_in_no_other() -> None:
+    fleet = make_partitioned_fleet()
+    registry = CollectorRegistry()
+    registry.register(FleetCollector(lambda: take_picture(fleet, NOW), "9.9"))
+    frame = Frame(2, NOW, 0.0, mig={"n1-1": GpuMig("n1-1", MigState.SUCCESS, config="small")})
+    fleet.note(e.FrameArrived(NOW, "n1", 1, frame, NOW))
+    told = by_label(registry, "stoker_fleet_mig_gpus", "state")
+    assert {state: count for state, count in told.items() if count} == {"success": 1}
+    assert by_label(registry, "stoker_fleet_gpu_mig_withheld", "uuid") == {}
 
 
 def registry_at(now: float) -> CollectorRegistry:

@@ -277,6 +277,7 @@ def test_request_comes_back_as_it_was_sent() -> None:
         types_pb2.Request(memory_bytes=GIB, compute_milli=250),
         types_pb2.Request(mig_profile="1g.10gb"),
         types_pb2.Request(mig_profile="any", memory_bytes=GIB),
+        types_pb2.Request(mig_profile="any", memory_bytes=GIB, compute_milli=250),
     ],
     ids=lambda part: " and ".join(field.name for field, _ in part.ListFields()),
 )
@@ -292,7 +293,8 @@ def test_request_of_a_part_comes_back_as_it_was_sent(part: types_pb2.Request) ->
         (types_pb2.Request(), "gpus"),
         (types_pb2.Request(gpus=2, memory_bytes=5), "gpus"),
         (types_pb2.Request(nodes=2, memory_bytes=5), "nodes"),
-        (types_pb2.Request(gpus=2, mig_profile="1g.10gb"), "gpus"),
+        (types_pb2.Request(gpus=65, mig_profile="1g.10gb"), "gpus"),
+        (types_pb2.Request(nodes=2, mig_profile="1g.10gb"), "nodes"),
         (types_pb2.Request(mig_profile="half"), "mig_profile"),
         (types_pb2.Request(mig_profile="1g.10gb", compute_milli=5), "compute_milli"),
         (types_pb2.Request(compute_milli=1001), "compute_milli"),

@@ -107,6 +107,11 @@ def test_json_of_the_command_is_not_ours(capsys: pytest.CaptureFixture[str]) -> 
     assert capsys.readouterr().out == ""
 
 
+def test_nothing_can_be_ended_without_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert entry.run(["--address", NOBODY, "alloc", "--leave-on-request"]) == ExitCode.USAGE
+    assert "there is no COMMAND to end" in capsys.readouterr().err
+
+
 def test_unexpected_error_is_one_line_and_says_how_to_see_more(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

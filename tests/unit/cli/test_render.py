@@ -16,6 +16,7 @@ from stoker.client import (
     Gpu,
     GpuCordon,
     GpuHealth,
+    GpuMig,
     GpuVerdict,
     MissingGpu,
     Node,
@@ -227,6 +228,29 @@ def test_top_has_a_line_for_each_gpu_however_much_is_said_of_it() -> None:
 
 def test_status(golden: Golden) -> None:
     golden("cli/status.txt", text_of(render.status(FLEET, ALLOCATIONS, "127.0.0.1:7070", NOW)))
+
+
+# how far its partitions are, who holds it -> what is said where else it would be free
+WITHHELD: dict[tuple[str, tuple[str, ...]], str] = {
+    ("applying", ()): "MIG applying",
+    ("reboot-required", ()): "MIG reboot-required",
+    ("draining", ("a-1",)): "a-1, MIG draining",
+}
+
+
+@pytest.mark.parametrize(("state", "holders"), WITHHELD)
+def test_gpu_on_which_nothing_may_be_placed_is_not_free(
+    state: str, holders: tuple[str, ...]
+) -> None:
+    mig = GpuMig(state, "", "mixed", "op-1", True, None, False, None, None)
+    withheld = replace(gpu(0, *holders), mig=mig)
+    nodes = replace(FLEET, nodes=(node("gpu-1", withheld),))
+    line = text_of(render.status(nodes, (), "127.0.0.1:7070", NOW), 160).splitlines()[-1]
+    assert WITHHELD[state, holders] in line
+    assert "free" not in line
+    ready = replace(withheld, allocation_ids=(), mig=replace(mig, is_withheld=False))
+    nodes = replace(FLEET, nodes=(node("gpu-1", ready),))
+    assert " free " in text_of(render.status(nodes, (), "127.0.0.1:7070", NOW), 160)
 
 
 def test_status_of_nothing(golden: Golden) -> None:

@@ -25,6 +25,14 @@ MEANINGS: dict[str, tuple[Wish, Request]] = {
         Request(1, "me@here", 60.0, compute_milli=250),
     ),
     "a MIG device": ({"mig": "1g.10gb"}, Request(1, "me@here", 60.0, mig_profile="1g.10gb")),
+    "several MIG devices": (
+        {"mig": "1g.10gb", "gpus": 3},
+        Request(3, "me@here", 60.0, mig_profile="1g.10gb"),
+    ),
+    "MIG devices by what they must have": (
+        {"mig": "any", "gpus": 2, "memory": "20GiB", "compute": 0.25},
+        Request(*(2, "me@here", 60.0), mig_profile="any", memory_bytes=20 * GIB, compute_milli=250),
+    ),
     "any of two models": (
         {"model": ["A100", "H100"]},
         Request(1, "me@here", 60.0, models=("A100", "H100")),

@@ -115,6 +115,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--node", default="", help="of a simulated node")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scenario", type=Path, help="JSON file of scripted processes and faults")
+    parser.add_argument("--mig-state", type=Path, help="JSON file of how simulated GPUs are cut up")
     return parser.parse_args(arguments)
 
 
@@ -145,7 +146,13 @@ def _simulated(options: argparse.Namespace, announce: Announce) -> Driver:
         count, model = parse_simulate_spec(spec)
         models += [model] * count
     scenario = ScenarioFile(options.scenario) if options.scenario else NOTHING_HAPPENS
-    table = SimulatedNvml(models, node=options.node, seed=options.seed, scenario=scenario)
+    table = SimulatedNvml(
+        models,
+        node=options.node,
+        seed=options.seed,
+        scenario=scenario,
+        mig_state=options.mig_state,
+    )
     driver = NvmlDriver(table, simulated=True, announce=announce)
     return _WithDeviceFiles(driver, len(models))
 

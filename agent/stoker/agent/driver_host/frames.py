@@ -107,6 +107,7 @@ class SimulatedDriver:
     scenario_path: str | None = None
     without_dcgm: bool = False
     dcgm: DcgmEngine | None = None
+    mig_state_path: str | None = None  # where all processes of the node keep how GPUs are cut up
 
 
 DriverSource = RealDriver | SimulatedDriver
@@ -192,6 +193,8 @@ def arguments_of(source: DriverSource) -> list[str]:
             flags += [f"--node={source.node}", f"--seed={source.seed}"]
             if source.scenario_path is not None:
                 flags.append(f"--scenario={source.scenario_path}")
+            if source.mig_state_path is not None:
+                flags.append(f"--mig-state={source.mig_state_path}")
     return flags
 
 

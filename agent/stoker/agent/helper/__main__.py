@@ -8,32 +8,48 @@ import stat
 import sys
 from collections.abc import Sequence
 
+from stoker.agent.helper.files import why_unsafe
+from stoker.agent.helper.ground import Ground
 from stoker.agent.helper.server import Server
 from stoker.agent.helper.verbs import Paths
 
 HELP = """\
-usage: stoker-agent-helper [--user NAME|UID] [--socket PATH] [--proc PATH] [--kmsg PATH]
-                           [--pod-resources PATH]
+usage: stoker-agent-helper [--user NAME|UID] [--socket PATH] [--read-only] [--proc PATH]
+                           [--kmsg PATH] [--pod-resources PATH]
+                           [--simulate COUNTxMODEL [--node NAME] [--seed NUMBER]
+                            [--scenario FILE] [--mig-state FILE]]
 
 Tells the agent of this host, which runs without root, what only root can read: the kernel's log
 as far as it is about GPUs, who has /dev/nvidia* open, which Slurm job and which allocation a
-process names in its environment, and which devices the kubelet has given to pods.
+process names in its environment, which devices the kubelet has given to pods, and how the GPUs
+are partitioned (MIG). And does for it, one call of the driver each, what only root can do: turn
+MIG mode on or off, make and destroy an instance at a place that is given, end a process that has
+a certain GPU open.
 
   --user NAME|UID       who may ask, beside root
   --socket PATH         where (default: helper.sock in $RUNTIME_DIRECTORY, or in /run/stoker);
                         a socket that systemd hands over is taken instead
+  --read-only           change nothing: no MIG mode, no instance, no process
   --proc PATH           the host's /proc (default: /proc)
   --kmsg PATH           the kernel's log (default: /dev/kmsg); tests put a pipe here
   --pod-resources PATH  the socket of the kubelet's pod-resources API
                         (default: /var/lib/kubelet/pod-resources/kubelet.sock)
+
+For tests and demonstrations: simulated GPUs in place of the real ones, for what is about MIG.
+  --simulate COUNTxMODEL   such as 8xH100-80GB
+  --node NAME, --seed NUMBER, --scenario FILE   as the agent has them, for the same GPUs
+  --mig-state FILE      how they are partitioned (default: simulated-mig.json beside the socket)
 """
-_OPTIONS = ("--user", "--socket", "--proc", "--kmsg", "--pod-resources")
+_OPTIONS = ("--user", "--socket", "--proc", "--kmsg", "--pod-resources", "--simulate")
+_SIMULATED_OPTIONS = ("--node", "--seed", "--scenario", "--mig-state")
+_READ_ONLY = "--read-only"
 USAGE = 2
 FAILED = 1
 IN_USE = 8
 
 _FIRST_HANDED_OVER = 3
 _WAITING_MAX = 64
+_REASON_BYTES_MAX = 4096
 
 
 class Unusable(Exception):
@@ -54,11 +70,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         uid = _uid(options.get("--user", "0"))
         path = options.get("--socket") or _default_path()
         handed_over = _handed_over()
+        folder = _folder(handed_over, path)
+        ground = Ground(options.get("--proc", "/proc"), _locks(folder), _standin(options, folder))
         listener, lock = (handed_over, None) if handed_over else _listen(path, uid)
         paths = Paths(
-            options.get("--proc", "/proc"),
             options.get("--kmsg", "/dev/kmsg"),
             options.get("--pod-resources", "/var/lib/kubelet/pod-resources/kubelet.sock"),
+            ground,
+            only_reads=_READ_ONLY in options,
         )
         try:
             server = Server(listener, uid, paths, lock=lock)
@@ -80,11 +99,16 @@ def _parse(arguments: Sequence[str]) -> dict[str, str]:
         name, equals, value = word.partition("=")
         if word in ("--help", "-h"):
             return {"--help": ""}
-        if name not in _OPTIONS:
+        if word == _READ_ONLY:
+            options[word] = ""
+            continue
+        if name not in (*_OPTIONS, *_SIMULATED_OPTIONS):
             raise Unusable(f"no such option: {name}; --help lists them", USAGE)
         value = value if equals else next(words, "")
         if not value:
             raise Unusable(f"{name} wants a value", USAGE)
+        if name == "--simulate" and name in options:  # a node of mixed cards
+            value = f"{options[name]},{value}"
         options[name] = value
     return options
 
@@ -99,6 +123,62 @@ def _uid(user: str) -> int:
 def _default_path() -> str:
     folder = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0] or "/run/stoker"
     return f"{folder}/helper.sock"
+
+
+def _folder(handed_over: socket.socket | None, path: str) -> str:
+    """Return the folder of the socket; an empty one for a socket that has none."""
+    if handed_over is not None:
+        name: object = handed_over.getsockname()
+        path = name if isinstance(name, str) else ""
+    return os.path.dirname(os.path.abspath(path)) if path else ""
+
+
+def _locks(folder: str) -> str:
+    """Return the folder if locks are safe in it, and an empty one otherwise: then none are had."""
+    try:
+        return "" if why_unsafe(folder) else folder
+    except OSError:
+        return ""
+
+
+def _standin(options: dict[str, str], folder: str) -> tuple[str, ...]:
+    """Return the options of the simulated driver, when there shall be one; raises Unusable."""
+    given = {name: options[name] for name in _SIMULATED_OPTIONS if name in options}
+    if "--simulate" not in options:
+        if given:
+            raise Unusable(f"{next(iter(given))} is for simulated GPUs (--simulate)", USAGE)
+        return ()
+    given.setdefault("--mig-state", f"{folder}/simulated-mig.json")
+    given["--simulate"] = options["--simulate"]
+    standin = tuple(each for pair in given.items() for each in pair)
+    if reason := _objection(standin):
+        raise Unusable(reason, USAGE)
+    return standin
+
+
+def _objection(standin: tuple[str, ...]) -> str:
+    """Return why there can be no such simulated driver; empty: there can.
+
+    Another process tries, so that this one stays without all that it takes.
+    """
+    told, tell = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            from stoker.agent.helper.standin import objection  # noqa: PLC0415 (loads a lot)
+
+            os.write(tell, objection(standin).encode()[:_REASON_BYTES_MAX])
+            os._exit(0)
+        except BaseException as error:
+            sys.excepthook(type(error), error, error.__traceback__)
+            raise
+        finally:
+            os._exit(FAILED)
+    os.close(tell)
+    with open(told, "rb") as answer:
+        reason = answer.read().decode()
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return reason or f"the simulated driver cannot be tried (status {status})" * bool(status)
 
 
 def _handed_over() -> socket.socket | None:
@@ -127,7 +207,8 @@ def _listen(path: str, uid: int) -> tuple[socket.socket, int]:
     What a dead helper left there is replaced.
     """
     try:
-        _expect_safe_folder(os.path.dirname(os.path.abspath(path)))
+        if reason := why_unsafe(os.path.dirname(os.path.abspath(path))):
+            raise Unusable(f"{reason}; the socket wants a folder of root's")
         lock = _lock(path)
         _clear(path)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -146,13 +227,6 @@ def _listen(path: str, uid: int) -> tuple[socket.socket, int]:
         os.unlink(path)
         raise Unusable(f"{path} cannot be given to UID {uid}: {error.strerror}") from error
     return listener, lock
-
-
-def _expect_safe_folder(folder: str) -> None:
-    """Raise Unusable when others than root could put something of theirs in the socket's place."""
-    facts = os.stat(folder)
-    if facts.st_uid not in (0, os.geteuid()) or facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise Unusable(f"{folder} can be written to by others; the socket wants a folder of root's")
 
 
 def _lock(path: str) -> int:

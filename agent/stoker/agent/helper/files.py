@@ -1,6 +1,7 @@
-"""What /proc tells of a process without touching its memory, so without ever waiting."""
+"""What files tell without ever waiting: of a process in /proc its memory is not touched."""
 
 import os
+import stat
 from collections.abc import Iterable
 
 DEVICES_MAX = 64  # of one process
@@ -102,3 +103,14 @@ def sorted_devices(devices: Iterable[str]) -> list[str]:
 
 def _shown(text: str) -> str:
     return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def why_unsafe(folder: str) -> str:
+    """Return why others than root, or than us, could put something of theirs into a folder.
+
+    Empty: they could not. Raises OSError.
+    """
+    facts = os.stat(folder)
+    if facts.st_uid not in (0, os.geteuid()) or facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return f"{folder} can be written to by others"
+    return ""

@@ -11,14 +11,16 @@ import sys
 import time
 
 from stoker.agent.helper.memory import Hanging
-from stoker.agent.helper.verbs import HEARTBEAT_SECONDS, Paths, Refused, Told, Work, answer
+from stoker.agent.helper.requests import Refused, Told
+from stoker.agent.helper.verbs import HEARTBEAT_SECONDS, Paths, Work, answer
 
 REQUEST_BYTES_MAX = 1024
 # At one time; a follower of the log is one for as long as it likes.
 CONNECTIONS_MAX = 16
 # How long a caller may take to say its line, and to take a line of the answer.
 LINE_SECONDS_MAX = 5.0
-# After which the kernel ends whoever answers, whatever it is doing; renewed by every line.
+# After which the kernel ends whoever answers, whatever it is doing; renewed by every line. A verb
+# that may take longer says so itself (`helper.partitions`).
 _ALARM_SECONDS = int(HEARTBEAT_SECONDS + 2 * LINE_SECONDS_MAX)
 # When not even a connection can be taken: the machine has no descriptor left.
 _BREATH_SECONDS = 0.2

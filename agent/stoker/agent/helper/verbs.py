@@ -15,13 +15,15 @@ from stoker.agent.helper.files import (
     real_uid,
     sorted_devices,
 )
+from stoker.agent.helper.ground import Ground
 from stoker.agent.helper.log import KernelLog
 from stoker.agent.helper.memory import Hanging, Hangs, Memory
+from stoker.agent.helper.partitions import CHANGING, GPU_VERBS
+from stoker.agent.helper.requests import Arguments, Refused, Told, is_pid, understood
 
 HOLDERS_MAX = 4096
 HOLDERS_BYTES_MAX = 1 << 23
 CGROUP_BYTES_MAX = 4096
-PID_MAX = 1 << 22  # the kernel's own bound
 SEQUENCE_MAX = 1 << 63
 # For an answer that a client waits 5 s for; what is not read by then is told as lacking.
 ANSWER_SECONDS_MAX = 3.5
@@ -31,21 +33,21 @@ HEARTBEAT_SECONDS = 10.0
 _STANDIN_SECONDS = 0.1
 _STATUS_BYTES_MAX = 1 << 14
 
-Told = dict[str, object]
-
-
-class Refused(Exception):
-    """Why a caller is not answered."""
-
 
 class Paths:
-    """What the verbs look at; no caller has a say in it."""
+    """What the verbs look at, and what they may do; no caller has a say in it."""
 
-    def __init__(self, proc: str, kmsg: str, pod_resources: str) -> None:
-        """Take where /proc, the kernel's log, and the kubelet's pod-resources API are."""
-        self.proc = proc
+    def __init__(
+        self, kmsg: str, pod_resources: str, ground: Ground, *, only_reads: bool = False
+    ) -> None:
+        """Take where the kernel's log and the kubelet's pod-resources API are.
+
+        `ground`: where what is about GPUs is read and done; `only_reads`: nothing is changed.
+        """
         self.kmsg = kmsg
         self.pod_resources = pod_resources
+        self.ground = ground
+        self.only_reads = only_reads
 
 
 class Work:
@@ -61,7 +63,9 @@ class Work:
         parent: int,
     ) -> None:
         """`parent`: the process that accepts; `notes`: a pipe to it."""
-        self.proc = paths.proc
+        self.ground = paths.ground
+        self.only_reads = paths.only_reads
+        self.proc = paths.ground.proc
         self.kmsg = paths.kmsg
         self.pod_resources = paths.pod_resources
         # Goes to the caller with the line that is told next; whoever set it closes it.
@@ -249,46 +253,31 @@ def _is_sequence(value: object) -> bool:
     return value is None or (type(value) is int and 0 <= value < SEQUENCE_MAX)
 
 
-def _is_pid(value: object) -> bool:
-    return type(value) is int and 0 < value <= PID_MAX
-
-
 Run = Callable[[Work, Told], Iterator[Told]]
-Arguments = dict[str, Callable[[object], bool]]
+
+
+def _on(ground_verb: Callable[[Ground, Told], Told]) -> Run:
+    """Return a verb that looks at nothing but the GPUs, and has one line to tell."""
+
+    def run(work: Work, wish: Told) -> Iterator[Told]:
+        yield ground_verb(work.ground, wish)
+
+    return run
+
 
 # The verb; what does it; what has to be given, and how that is checked.
 VERBS: dict[str, tuple[Run, Arguments]] = {
     "follow_kernel_log": (follow_kernel_log, {"boot_id": _is_boot_id, "after": _is_sequence}),
     "list_holders": (list_holders, {}),
-    "job_variables": (job_variables, {"pid": _is_pid}),
+    "job_variables": (job_variables, {"pid": is_pid}),
     "connect_pod_resources": (connect_pod_resources, {}),
+    **{name: (_on(run), arguments) for name, (run, arguments) in GPU_VERBS.items()},
 }
-
-
-class _Object(dict[str, object]):
-    """What JSON calls an object."""
 
 
 def answer(said: bytes, work: Work) -> Iterator[Told]:
     """Return the lines of the answer to a line; raises Refused, here or at its first line."""
-    try:
-        wish: object = json.loads(said, object_pairs_hook=_Object)
-    except (ValueError, RecursionError) as error:
-        raise Refused("the request is no JSON") from error
-    if not isinstance(wish, _Object):
-        raise Refused("the request is no JSON object")
-    verb = wish.pop("verb", None)
-    if not isinstance(verb, str) or verb not in VERBS:
-        raise Refused(f"no such verb: {_named(verb)}; there are {', '.join(VERBS)}")
-    run, arguments = VERBS[verb]
-    for name in wish.keys() - arguments.keys():
-        raise Refused(f"{verb} takes no {_named(name)}")
-    for name, is_fit in arguments.items():
-        if name not in wish or not is_fit(wish[name]):
-            raise Refused(f"{verb}: {name} cannot be {_named(wish.get(name))}")
-    return run(work, wish)
-
-
-def _named(value: object) -> str:
-    text = ascii(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    verb, wish = understood(said, {name: arguments for name, (_, arguments) in VERBS.items()})
+    if work.only_reads and verb in CHANGING:
+        raise Refused(f"{verb}: this helper changes nothing (its option --read-only)")
+    return VERBS[verb][0](work, wish)

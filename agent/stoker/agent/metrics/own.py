@@ -18,6 +18,7 @@ from stoker.agent.metrics.families import (
     written,
 )
 from stoker.agent.metrics.holders import holder_families
+from stoker.agent.metrics.partitions import partition_families
 from stoker.agent.metrics.row import (
     BUILD_LABELS,
     DRIVER_INFO_LABELS,
@@ -66,6 +67,7 @@ def own_families(snapshot: Snapshot) -> Iterator[Family]:
     yield from _inventory_families(snapshot)
     yield from _xid_families(snapshot, base)
     yield from condition_families(snapshot, base)
+    yield from partition_families(snapshot, base)
     yield from _allocation_families(snapshot, base)
     yield from holder_families(snapshot, base)
     yield from _agent_families(snapshot)

@@ -15,6 +15,8 @@ MIG_LABELS = (
     *("node", "gpu", "uuid", "mig_uuid"),
     *("profile", "gpu_instance", "compute_instance"),
 )
+MIG_STATE_LABELS = (*GPU_LABELS, "state")
+MIG_INSTANCE_LABELS = ("node", "gpu", "uuid", "profile", "start", "size")
 INFO_LABELS = (
     *GPU_LABELS,
     *("pci_bus_id", "serial", "vbios_version", "board_part_number"),

@@ -12,8 +12,10 @@ from stoker.agent.facts import FACTS, Fact, Kind
 from stoker.agent.metrics.agent_rows import AGENT_ROWS
 from stoker.agent.metrics.exposition import FamilyKind
 from stoker.agent.metrics.gpu_rows import ASSIGNMENTS_MAX, GPU_ROWS, PROCESSES_MAX
+from stoker.agent.metrics.mig_rows import MIG_ROWS
 from stoker.agent.metrics.row import GPU_LABELS, MIG_LABELS, Metric
 from stoker.agent.owners import AssignedBy
+from stoker.agent.partitions import MigState
 from stoker.agent.telemetry import WINDOWED, XIDS_MAX
 from stoker.agent.verdicts import Check, RepairAction, Verdict
 
@@ -65,7 +67,9 @@ LABEL_BOUNDS: Mapping[str, str] = MappingProxyType(
         "cuda_version": "one",
         "nvml_version": "one",
         "version": "one",
-        "state": "the states of the driver, five",
+        "state": f"the states of the driver, five; those of partitions, {len(MigState)}",
+        "start": "the memory slices of the board, 12 at most",
+        "size": "the sizes of instances that the board offers, about five",
         "collector": "four: fast, slow, processes, inventory",
         "function": f"the driver's functions that hung, {HUNG_FUNCTIONS_MAX} at most and `other`",
         "fact": "the facts of the table above, and `gpu`",
@@ -161,5 +165,8 @@ def _of_mig() -> Iterator[Metric]:
 
 
 METRICS: Mapping[str, Metric] = MappingProxyType(
-    {each.name: each for each in (*_of_facts(), *_of_extents(), *_of_mig(), *GPU_ROWS, *AGENT_ROWS)}
+    {
+        each.name: each
+        for each in (*_of_facts(), *_of_extents(), *_of_mig(), *GPU_ROWS, *MIG_ROWS, *AGENT_ROWS)
+    }
 )

@@ -15,6 +15,8 @@ from typing import Any, Final, Protocol
 
 # A pointer in nvidia-ml-py, an object of its own in the simulation: nobody looks inside.
 Handle = Any
+GpuInstanceHandle = Any
+ComputeInstanceHandle = Any
 EventSet = Any
 GpmSample = Any
 # An array of C structs (or one struct): read through the buffer protocol.
@@ -37,9 +39,24 @@ class Code(IntEnum):
     """NVML_ERROR_...: those that are told apart where they are seen."""
 
     SUCCESS = 0
+    UNINITIALIZED = 1
     INVALID_ARGUMENT = 2
+    NOT_SUPPORTED = 3
+    NO_PERMISSION = 4
     NOT_FOUND = 6
+    DRIVER_NOT_LOADED = 9
     TIMEOUT = 10
+    LIBRARY_NOT_FOUND = 12
+    FUNCTION_NOT_FOUND = 13
+    GPU_IS_LOST = 15
+    RESET_REQUIRED = 16
+    OPERATING_SYSTEM = 17
+    LIB_RM_VERSION_MISMATCH = 18
+    IN_USE = 19
+    INSUFFICIENT_RESOURCES = 23
+    ARGUMENT_VERSION_MISMATCH = 25
+    DEPRECATED = 26
+    GPU_NOT_FOUND = 28
     UNKNOWN = 999
 
 
@@ -105,6 +122,7 @@ NVLINK_ERROR_REPLAY, NVLINK_ERROR_RECOVERY = 0, 1
 NVLINK_ERROR_CRC_FLIT, NVLINK_ERROR_CRC_DATA = 2, 3
 NVLINK_MAX_LINKS: Final = 36
 MEMORY_V2: Final = 0x02000028
+COMPUTE_INSTANCE_ENGINE_PROFILE_SHARED: Final = 0
 
 
 class MemoryInfo(Protocol):
@@ -141,6 +159,8 @@ class PciInfo(Protocol):
 
     @property
     def busId(self) -> str: ...
+    @property
+    def pciDeviceId(self) -> int: ...
 
 
 class RowRemapperHistogram(Protocol):
@@ -178,6 +198,62 @@ class DeviceAttributes(Protocol):
     def computeInstanceSliceCount(self) -> int: ...
     @property
     def memorySizeMB(self) -> int: ...
+
+
+class GpuInstanceProfileInfo(Protocol):
+    """A kind of GPU instance; `name` exists in the second version of the struct only."""
+
+    @property
+    def id(self) -> int: ...
+    @property
+    def sliceCount(self) -> int: ...
+    @property
+    def instanceCount(self) -> int: ...
+    @property
+    def multiprocessorCount(self) -> int: ...
+    @property
+    def copyEngineCount(self) -> int: ...
+    @property
+    def decoderCount(self) -> int: ...
+    @property
+    def jpegCount(self) -> int: ...
+    @property
+    def ofaCount(self) -> int: ...
+    @property
+    def memorySizeMB(self) -> int: ...
+
+
+class ComputeInstanceProfileInfo(Protocol):
+    """A kind of compute instance; only the part that is read."""
+
+    @property
+    def id(self) -> int: ...
+    @property
+    def sliceCount(self) -> int: ...
+    @property
+    def instanceCount(self) -> int: ...
+    @property
+    def multiprocessorCount(self) -> int: ...
+
+
+class Placement(Protocol):
+    """Memory slices of a GPU, or compute slices of a GPU instance."""
+
+    @property
+    def start(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+
+
+class InstanceInfo(Protocol):
+    """A GPU instance or a compute instance that is there; only the part that is read."""
+
+    @property
+    def id(self) -> int: ...
+    @property
+    def profileId(self) -> int: ...
+    @property
+    def placement(self) -> Placement: ...
 
 
 class EventData(Protocol):
@@ -313,6 +389,48 @@ class NvmlTable(Protocol):
     def nvmlDeviceGetGpuInstanceId(self, mig_handle: Handle, /) -> int: ...
     def nvmlDeviceGetComputeInstanceId(self, mig_handle: Handle, /) -> int: ...
     def nvmlDeviceGetAttributes(self, mig_handle: Handle, /) -> DeviceAttributes: ...
+
+    # How it is partitioned: these take root, but for the mode's. A list is written into an array
+    # that is given; how many were found, into a number that is given.
+    def nvmlDeviceSetMigMode(self, handle: Handle, mode: int, /) -> int: ...
+    def nvmlDeviceGetGpuInstanceProfileInfo(
+        self, handle: Handle, constant: int, version: int = 2, /
+    ) -> GpuInstanceProfileInfo: ...
+    def nvmlDeviceGetGpuInstancePossiblePlacements(
+        self, handle: Handle, profile_id: int, placements: CMemory, count: CMemory, /
+    ) -> int: ...
+    def nvmlDeviceGetGpuInstances(
+        self, handle: Handle, profile_id: int, instances: CMemory, count: CMemory, /
+    ) -> int: ...
+    def nvmlDeviceGetGpuInstanceById(
+        self, handle: Handle, gpu_instance_id: int, /
+    ) -> GpuInstanceHandle: ...
+    def nvmlDeviceCreateGpuInstanceWithPlacement(
+        self, handle: Handle, profile_id: int, placement: CMemory, /
+    ) -> GpuInstanceHandle: ...
+    def nvmlGpuInstanceGetInfo(self, gpu_instance: GpuInstanceHandle, /) -> InstanceInfo: ...
+    def nvmlGpuInstanceDestroy(self, gpu_instance: GpuInstanceHandle, /) -> int: ...
+    def nvmlGpuInstanceGetComputeInstanceProfileInfo(
+        self, gpu_instance: GpuInstanceHandle, constant: int, engines: int, version: int = 2, /
+    ) -> ComputeInstanceProfileInfo: ...
+    def nvmlGpuInstanceGetComputeInstances(
+        self,
+        gpu_instance: GpuInstanceHandle,
+        profile_id: int,
+        instances: CMemory,
+        count: CMemory,
+        /,
+    ) -> int: ...
+    def nvmlGpuInstanceGetComputeInstanceById(
+        self, gpu_instance: GpuInstanceHandle, compute_instance_id: int, /
+    ) -> ComputeInstanceHandle: ...
+    def nvmlGpuInstanceCreateComputeInstance(
+        self, gpu_instance: GpuInstanceHandle, profile_id: int, /
+    ) -> ComputeInstanceHandle: ...
+    def nvmlComputeInstanceGetInfo_v2(
+        self, compute_instance: ComputeInstanceHandle, /
+    ) -> InstanceInfo: ...
+    def nvmlComputeInstanceDestroy(self, compute_instance: ComputeInstanceHandle, /) -> int: ...
 
     # Events
     def nvmlEventSetCreate(self) -> EventSet: ...

@@ -131,6 +131,7 @@ class EventFunctions(SimulatedSession):
             self._spread(happened, self._began_at + event.at_seconds)
 
     def _partition_changed(self, card: SimulatedCard, at: float) -> None:
+        super()._partition_changed(card, at)
         happened = SimulatedEvent(card, _MIG_CHANGED, 0, NO_INSTANCE, NO_INSTANCE)
         self._spread(happened, at)
 

@@ -11,7 +11,7 @@ from stoker.agent.simulated.library import NVML, error
 from stoker.agent.simulated.session import Device, SimulatedSession, of_card, of_device, of_system
 
 # By the first part of a chip's compute capability, and the whole where one part has two families.
-_ARCHITECTURES = {7: 6, 8: 7, 9: 9, 10: 10}
+_ARCHITECTURES = {7: 6, 8: 7, 9: 9, 10: 10, 12: 10}
 _ADA, _ADA_ARCHITECTURE = (8, 9), 8
 
 

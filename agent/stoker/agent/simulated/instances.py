@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from stoker.core.errors import BadInput
 from stoker.core.gpu_models import MIB, GpuModel
-from stoker.core.mig_profiles import MEMORY_SLICES, MigProfile, instance_id, place
+from stoker.core.mig.geometry import ComputeProfile, MigProfile
+from stoker.core.mig.layouts import instance_id, place
 
 if TYPE_CHECKING:
     from stoker.agent.simulated.card import SimulatedCard
@@ -64,9 +65,18 @@ class Place:
     compute_instance_id: int
 
     @property
+    def compute_profile(self) -> ComputeProfile:
+        """What kind of compute instance it is."""
+        return next(
+            each
+            for each in self.profile.compute_profiles
+            if each.compute_slices == self.compute_slices
+        )
+
+    @property
     def sm_count(self) -> int:
         """Its share of the SMs of its GPU instance."""
-        return self.profile.sm_count * self.compute_slices // self.profile.compute_slices
+        return self.compute_profile.sm_count
 
 
 @dataclass(slots=True, eq=False)
@@ -87,12 +97,20 @@ class MigDevice:
     @property
     def memory_share(self) -> float:
         """Its part of the whole memory."""
-        return self.place.profile.memory_slices / MEMORY_SLICES
+        mig = self.card.model.mig
+        return self.place.profile.memory_slices / mig.memory_slices if mig is not None else 0.0
+
+    @property
+    def compute_share(self) -> float:
+        """Its part of the whole chip."""
+        mig = self.card.model.mig
+        return self.place.compute_slices / mig.compute_slices if mig is not None else 0.0
 
 
 def lay_out(model: GpuModel, names: Sequence[str]) -> tuple[Place, ...]:
     """Return the devices in the driver's order; raises BadInput when a GPU cannot hold them."""
-    if not model.has_mig:
+    geometry = model.mig
+    if geometry is None:
         raise BadInput(f"scenario: a {model.name} cannot be partitioned (MIG)")
     profiles = {profile.name: profile for profile in model.mig_profiles}
     instances: list[MigProfile] = []
@@ -109,6 +127,8 @@ def lay_out(model: GpuModel, names: Sequence[str]) -> tuple[Place, ...]:
         slices = int(part[1]) if part else profile.compute_slices
         if slices > profile.compute_slices:
             raise BadInput(f"scenario: {name!r} has more compute slices than its GPU instance")
+        if all(each.compute_slices != slices for each in profile.compute_profiles):
+            raise BadInput(f"scenario: {profile.name} has no compute instance of {slices} slices")
         if part and slices <= room and instances[-1] == profile:
             parts[-1].append((name, slices))
             room -= slices
@@ -116,11 +136,18 @@ def lay_out(model: GpuModel, names: Sequence[str]) -> tuple[Place, ...]:
         instances.append(profile)
         parts.append([(name, slices)])
         room = profile.compute_slices - slices if part else 0
-    starts = place(instances)
+    starts = place(geometry, instances)
     if starts is None:
         raise BadInput(f"scenario: {', '.join(names)} do not fit on one {model.name}")
     found = [
-        Place(name, profile, start, slices, instance_id(profile.memory_slices, start), number)
+        Place(
+            name,
+            profile,
+            start,
+            slices,
+            instance_id(geometry, profile.memory_slices, start),
+            number,
+        )
         for profile, start, devices in zip(instances, starts, parts, strict=True)
         for number, (name, slices) in enumerate(devices)
     ]

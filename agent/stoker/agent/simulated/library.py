@@ -24,6 +24,9 @@ SYMBOLS: Final[dict[str, str]] = {
     "nvmlDeviceGetMPSComputeRunningProcesses": "nvmlDeviceGetMPSComputeRunningProcesses_v3",
     "nvmlDeviceGetAttributes": "nvmlDeviceGetAttributes_v2",
     "nvmlEventSetWait": "nvmlEventSetWait_v2",
+    "nvmlDeviceGetGpuInstanceProfileInfoById": "nvmlDeviceGetGpuInstanceProfileInfoByIdV",
+    "nvmlDeviceGetGpuInstancePossiblePlacements": "nvmlDeviceGetGpuInstancePossiblePlacements_v2",
+    "nvmlComputeInstanceGetInfo": "nvmlComputeInstanceGetInfo_v2",
 }
 # Functions without a version in their name that say so when the library has no newest version.
 _UNVERSIONED: Final = {

@@ -1,36 +1,27 @@
-"""The MIG devices of a partitioned simulated GPU: the mode, handles, who they are, how large."""
+"""The MIG devices of a partitioned simulated GPU: handles, who they are, how large they are."""
 
 # ruff: noqa: N802 (the names are the driver's own)
 
 from typing import Any
 
-from stoker.agent.facts import Fact
 from stoker.agent.simulated.card import SimulatedCard
 from stoker.agent.simulated.instances import MigDevice
 from stoker.agent.simulated.library import NVML, error
 from stoker.agent.simulated.session import Device, SimulatedSession, of_card, of_device
-from stoker.core.mig_profiles import COMPUTE_SLICES
 
 
 class MigFunctions(SimulatedSession):
     """Questions about MIG."""
 
     @of_card
-    def nvmlDeviceGetMigMode(self, card: SimulatedCard, /) -> list[int]:
-        if not card.model.has_mig:
-            raise error("NOT_SUPPORTED")
-        now = int(card.mig_enabled)
-        return [now, int(card.fact(Fact.MIG_MODE_PENDING, now))]
-
-    @of_card
     def nvmlDeviceGetMaxMigDeviceCount(self, card: SimulatedCard, /) -> int:
-        return COMPUTE_SLICES if card.mig_enabled else 0
+        return _devices_max(card) if card.mig_enabled else 0
 
     @of_card
     def nvmlDeviceGetMigDeviceHandleByIndex(self, card: SimulatedCard, index: int, /) -> MigDevice:
         if not card.model.has_mig:
             raise error("NOT_SUPPORTED")
-        if not 0 <= index < COMPUTE_SLICES:
+        if not 0 <= index < _devices_max(card):
             raise error("INVALID_ARGUMENT")
         if index >= len(card.mig_devices):
             raise error("NOT_FOUND")
@@ -60,6 +51,10 @@ class MigFunctions(SimulatedSession):
     @of_device
     def nvmlDeviceGetAttributes_v2(self, device: Device, /) -> Any:
         return _attributes(device)
+
+
+def _devices_max(card: SimulatedCard) -> int:
+    return card.model.mig.compute_slices if card.model.mig is not None else 0
 
 
 def _mig_device(device: Device) -> MigDevice:

@@ -12,10 +12,12 @@ from types import FunctionType
 from typing import Any, cast
 
 from stoker.agent.nvml.table import NvmlTable
+from stoker.agent.simulated.compute_instances import ComputeInstanceFunctions
 from stoker.agent.simulated.events import EventFunctions
 from stoker.agent.simulated.fields import FieldFunctions
 from stoker.agent.simulated.gauges import GaugeFunctions
 from stoker.agent.simulated.gpm import GpmFunctions
+from stoker.agent.simulated.gpu_instances import GpuInstanceFunctions
 from stoker.agent.simulated.health import HealthFunctions
 from stoker.agent.simulated.identity import IdentityFunctions
 from stoker.agent.simulated.library import NVML
@@ -38,6 +40,8 @@ class SimulatedNvml(
     EventFunctions,
     GpmFunctions,
     MigFunctions,
+    GpuInstanceFunctions,
+    ComputeInstanceFunctions,
     NvmlTable,
 ):
     """The function table of a node with these GPUs; one node, name and seed give the same UUIDs.

@@ -9,7 +9,7 @@ from stoker.agent.readings import ProcessKind
 from stoker.agent.simulated.card import SimulatedCard
 from stoker.agent.simulated.instances import MigDevice
 from stoker.agent.simulated.library import NO_INSTANCE, NVML
-from stoker.agent.simulated.session import Device, SimulatedSession, of_device
+from stoker.agent.simulated.session import Device, SimulatedSession, device_of, of_device
 
 
 class _Listed(NamedTuple):
@@ -88,8 +88,8 @@ class ProcessFunctions(SimulatedSession):
             used = process.memory_bytes if process.memory_known else None
             if not card.mig_enabled:
                 yield _Listed(process.pid, used, None)
-            elif process.mig_device < len(card.mig_devices):
-                yield _Listed(process.pid, used, card.mig_devices[process.mig_device])
+            elif (device := device_of(card, process)) is not None:
+                yield _Listed(process.pid, used, device)
         if kind != "compute":
             return
         if not card.mig_enabled:

@@ -9,7 +9,8 @@ written; in a scenario given as a value, seconds since the simulated driver was 
     {"processes": [{"gpu": 1, "pid": 5000001, "name": "train", "memory": "20GiB",
                     "utilization": 0.9},
                    {"gpu": 0, "pid": 5000002, "memory": "4GiB", "utilization": 0.5,
-                    "mig_device": 1, "decoder": 0.3}],
+                    "mig_device": 1, "decoder": 0.3},
+                   {"gpu": 4, "pid": 5000003, "memory": "4GiB", "mig_start": 4}],
      "faults": [{"fault": "hang", "gpu": 3, "function": "nvmlDeviceGetPowerUsage", "seconds": 2},
                 {"fault": "fail", "function": "nvmlDeviceGetSerial", "error": "NOT_SUPPORTED"},
                 {"fault": "answer", "gpu": 0, "function": "nvmlDeviceGetUtilizationRates",
@@ -20,6 +21,8 @@ written; in a scenario given as a value, seconds since the simulated driver was 
                 {"fault": "lose", "gpu": 5, "from_seconds": 10},
                 {"fault": "vanish", "gpu": 7}],
      "mig": [{"gpu": 0, "devices": ["3g.40gb", "2g.20gb", "1g.10gb"], "until_seconds": 60}],
+     "resets": [{"gpu": 6, "at_seconds": 20}],
+     "pass_through": true,
      "events": [{"gpu": 2, "xid": 79, "at_seconds": 3}],
      "counters": [{"gpu": 1, "fact": "ecc_uncorrected_volatile_errors", "value": 3},
                   {"gpu": 1, "fact": "nvlink_up", "label": "4", "value": 0},
@@ -31,9 +34,12 @@ written; in a scenario given as a value, seconds since the simulated driver was 
 A driver that is replaced while its old kernel module is loaded is a `fail` of every function:
 {"fault": "fail", "error": "LIB_RM_VERSION_MISMATCH"}. A GPU whose MIG mode is on has an entry in
 `mig`, with no devices where nothing is created yet; its devices keep their UUIDs as long as
-profile, place and `from_seconds` do, and handles of devices that are no more are stale. An event
-is heard once by every event set that was registered for its GPU before its moment came; a file
-that is written anew makes its events happen anew. `counters` names facts by `stoker.agent.facts`.
+profile, place and `from_seconds` do, and handles of devices that are no more are stale. A GPU that
+`mig` names at all is the scenario's, and calls that would partition it are refused; all others are
+partitioned by calls. Unloading the driver takes their instances too, and from Hopper on MIG mode.
+An event is heard once by every event set that was registered for its GPU before its moment came; a
+file that is written anew makes its events happen anew. `counters` names facts by
+`stoker.agent.facts`.
 
 Choose PIDs above the kernel's largest (4194304), so that none is taken for a real process.
 """
@@ -119,6 +125,7 @@ class ScriptedProcess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kind: ProcessKind = "compute"
     memory_known: bool = True  # False: the driver lists the process and cannot tell its memory
     mig_device: int = 0  # on a partitioned GPU: which of its devices, in the driver's order
+    mig_start: int | None = None  # or which of those in the GPU instance at this memory slice
     encoder: float = 0.0
     decoder: float = 0.0
     from_seconds: float = 0.0
@@ -137,6 +144,13 @@ class ScriptedMig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     devices: tuple[str, ...] = ()  # "3g.40gb", or "1c.2g.20gb" for a part of a GPU instance
     from_seconds: float = 0.0
     until_seconds: float | None = None
+
+
+class ScriptedReset(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Somebody resets a GPU: its instances are gone, and a pending MIG mode takes effect."""
+
+    gpu: int
+    at_seconds: float = 0.0
 
 
 class ScriptedEvent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -172,6 +186,8 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     faults: tuple[Fault, ...] = ()
     driver_loaded: bool = True
     mig: tuple[ScriptedMig, ...] = ()
+    resets: tuple[ScriptedReset, ...] = ()
+    pass_through: bool = False  # a virtual machine with the GPUs: it cannot reset them itself
     events: tuple[ScriptedEvent, ...] = ()
     counters: tuple[ScriptedFact, ...] = ()
     driver: ScriptedDriver | None = None
@@ -223,7 +239,8 @@ def turns(scenario: Scenario) -> list[float]:
     lasting: tuple[_Lasting, ...] = (*scenario.processes, *scenario.mig, *scenario.counters)
     begin = {item.from_seconds for item in lasting}
     end = {item.until_seconds for item in lasting if item.until_seconds is not None}
-    return sorted(begin | end, reverse=True)
+    once = {reset.at_seconds for reset in scenario.resets}
+    return sorted(begin | end | once, reverse=True)
 
 
 def parse_scenario(text: bytes, where: str) -> Scenario:

@@ -6,17 +6,20 @@ one of its MIG devices). By the time a method runs, nothing forbids the answer, 
 as they are at this moment.
 """
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
-from random import Random
+from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar, assert_never, cast
 
 from stoker.agent.simulated.card import SimulatedCard
 from stoker.agent.simulated.drivers import DriverRelease, parse_release
-from stoker.agent.simulated.instances import IDLE, MigDevice, Work, lay_out, random_uuid
+from stoker.agent.simulated.instances import IDLE, MigDevice, Work, lay_out
 from stoker.agent.simulated.library import SYMBOLS, error, missing
+from stoker.agent.simulated.mig_state import OwnMigState, SharedMigState
+from stoker.agent.simulated.partitioning import Partitioning
 from stoker.agent.simulated.scenario import (
     EVERY_FUNCTION,
     NOTHING_HAPPENS,
@@ -29,7 +32,6 @@ from stoker.agent.simulated.scenario import (
     Missing,
     Scenario,
     ScenarioFile,
-    ScriptedMig,
     ScriptedProcess,
     Vanish,
     is_due,
@@ -38,7 +40,6 @@ from stoker.agent.simulated.scenario import (
 from stoker.agent.simulated.workloads import Workload, find_workloads, is_alive
 from stoker.core.errors import BadInput
 from stoker.core.gpu_models import GpuModel
-from stoker.core.mig_profiles import COMPUTE_SLICES
 
 # What a handle is: a whole GPU, or one device of a partitioned GPU.
 Device = SimulatedCard | MigDevice
@@ -75,8 +76,15 @@ class SimulatedSession:
         pause: Callable[[float], None] = time.sleep,
         proc: str = "/proc",
         complain: Callable[[str], None] = _complain_on_stderr,
+        mig_state: Path | None = None,
+        is_root: bool | None = None,
     ) -> None:
-        """Make the node; raises BadInput when the scenario cannot be read or names what is not."""
+        """Make the node; raises BadInput when the scenario cannot be read or names what is not.
+
+        `mig_state` is the file in which all processes of the node keep how its GPUs are
+        partitioned; None: this one keeps it for itself. `is_root` is whether the driver lets this
+        process change that; None: when it is root. Raises BadInput for another file than that.
+        """
         self._now, self._pause, self._proc, self._complain = now, pause, proc, complain
         self._cards = [
             SimulatedCard(model, node=node, index=index, seed=seed, now=now())
@@ -88,13 +96,15 @@ class SimulatedSession:
         self._release = USUAL_DRIVER
         self._strikes: list[int] = []  # calls that each fault matched
         self._turns: list[float] = []  # seconds at which the cards' work changes, the next one last
-        self._complaint: str | None = None
+        self._complaints: dict[str, str] = {}  # the last one, by what is wrong
         self._sessions = 0
         self._lost: set[int] = set()
         self._workloads: tuple[Workload, ...] = ()
         self._scanned_at = self._settled_at = float("-inf")
-        self._layouts: dict[int, ScriptedMig | None] = {}  # by index, as they were last seen
         self._is_plain = False  # nothing can forbid an answer
+        self._is_root = is_root
+        kept = OwnMigState() if mig_state is None else SharedMigState(mig_state)
+        self._partitions = Partitioning(self._cards, kept, self._partition_changed)
         self._prepare()
         if self._file is not None:
             self._file.refresh()
@@ -119,12 +129,18 @@ class SimulatedSession:
         """The driver that is there, loaded or not."""
         return self._release
 
+    @property
+    def is_root(self) -> bool:
+        """Whether the driver lets this process change how GPUs are partitioned."""
+        return os.geteuid() == 0 if self._is_root is None else self._is_root
+
     def nvmlInit(self) -> None:  # noqa: N802
         self._refresh()
         self._fail_unless_there("nvmlInit")
         self._strike("nvmlInit", None)
         if self._sessions == 0:
             self._lost.clear()
+            self._join()
         self._sessions += 1
         self._note_whether_plain()
 
@@ -132,14 +148,18 @@ class SimulatedSession:
         self.admit("nvmlShutdown", None)
         self._sessions -= 1
         if self._sessions == 0:
+            self._partitions.state.leave()
             self._prepare()  # what the functions kept ends with the last session
         self._note_whether_plain()
 
     # For the functions ------------------------------------------------------------------------
 
-    def admit(self, function: str, device: Device | None) -> Answer | None:
+    def admit(
+        self, function: str, device: Device | None, symbol: str | None = None
+    ) -> Answer | None:
         """Let time and faults have their way; what the scenario answers instead, if anything.
 
+        `symbol` is what the library is asked for where that depends on the arguments.
         Raises what the driver raises: no session, no driver, no such symbol, a lost GPU, a handle
         of a MIG device that is no more.
         """
@@ -149,10 +169,12 @@ class SimulatedSession:
         if not self._is_plain:
             if self._sessions == 0:
                 raise error("UNINITIALIZED")
-            self._fail_unless_there(function)
+            self._fail_unless_there(function, symbol)
             card = device.card if isinstance(device, MigDevice) else device
             scripted = self._strike(function, card)
         now = self._now()
+        if self._partitions.state.is_shared:
+            self._take_partitions(now)
         if not 0 <= now - self._settled_at < _SETTLE_SECONDS:
             self._settle(now)
         if isinstance(device, MigDevice) and device not in device.card.mig_devices:
@@ -195,9 +217,9 @@ class SimulatedSession:
 
     # Faults -----------------------------------------------------------------------------------
 
-    def _fail_unless_there(self, function: str) -> None:
+    def _fail_unless_there(self, function: str, symbol: str | None = None) -> None:
         """Raise when the library or the kernel module cannot answer this function at all."""
-        symbol = SYMBOLS.get(function, function)
+        symbol = symbol or SYMBOLS.get(function, function)
         if self._release.lacks(symbol):
             raise missing(function)
         for number, fault in enumerate(self._scenario.faults):
@@ -286,15 +308,16 @@ class SimulatedSession:
                     for told in scenario.counters
                     if told.gpu == card.index and is_due(told, seconds)
                 }
-            if scenario.mig or card.mig_enabled:
-                self._partition(card, seconds)
+        if scenario.mig or scenario.resets:
+            self._settle_partitions(seconds)
+        for card in self._cards:
             if scenario.processes or self._workloads or card.work != IDLE:
                 self._burden(card, seconds)
 
     def _burden(self, card: SimulatedCard, seconds: float) -> None:
         """Give the card, and its MIG devices, the work of the processes on them."""
         processes = [
-            (p.mig_device, Work(p.memory_bytes, p.utilization, p.encoder, p.decoder))
+            (p, Work(p.memory_bytes, p.utilization, p.encoder, p.decoder))
             for p in self._scripted_on(card, seconds)
         ]
         whole = IDLE
@@ -303,40 +326,45 @@ class SimulatedSession:
                 whole = whole.plus(work)
             for workload in self._working_on(card.uuid):
                 whole = whole.plus(Work(workload.memory_bytes, workload.utilization))
-        for number, device in enumerate(card.mig_devices):
+        for device in card.mig_devices:
             mine = IDLE
-            for on, work in processes:
-                if on == number:
+            for process, work in processes:
+                if device_of(card, process) is device:
                     mine = mine.plus(work)
             for workload in self._working_on(device.uuid):
                 mine = mine.plus(Work(workload.memory_bytes, workload.utilization))
             device.work = mine.within(device.memory_bytes)
-            whole = whole.plus(device.work, device.place.compute_slices / COMPUTE_SLICES)
+            whole = whole.plus(device.work, device.compute_share)
         card.carry(whole)
 
-    def _partition(self, card: SimulatedCard, seconds: float) -> None:
-        """Turn MIG mode on or off, and make the devices of the layout that is due."""
-        due: ScriptedMig | None = None
-        for mig in self._scenario.mig:
-            if mig.gpu == card.index and is_due(mig, seconds):
-                due = mig
-        was = self._layouts.get(card.index)
-        self._layouts[card.index] = due
-        card.mig_enabled = due is not None
-        if _layout(was) == _layout(due):
-            return
-        devices: list[MigDevice] = []
-        if due is not None:
-            for at in lay_out(card.model, due.devices):
-                # The same again whenever the driver is opened; another one once it was recreated.
-                key = f"{card.uuid}/{at.name}/{at.start}/{at.compute_instance_id}"
-                chance = Random(f"{key}/{due.from_seconds}")
-                devices.append(MigDevice(card, at, random_uuid("MIG", chance)))
-        card.mig_devices = tuple(devices)
-        self._partition_changed(card, self._began_at + seconds)
+    # Partitions -------------------------------------------------------------------------------
 
     def _partition_changed(self, card: SimulatedCard, at: float) -> None:
-        """Hear of a GPU whose MIG mode or devices are not as they were."""
+        """Hear of a GPU whose MIG mode or instances are not as they were."""
+        self._settled_at = float("-inf")  # who is on a device that was made has work on it
+        if self._partitions.state.is_shared:
+            self._scanned_at = float("-inf")  # who may be on one that another process made
+
+    def _join(self) -> None:
+        try:
+            self._partitions.state.join()
+        except BadInput as wrong:
+            self._complain_of("partitions", str(wrong))
+            raise error("UNKNOWN") from wrong
+
+    def _take_partitions(self, now: float) -> None:
+        """Take what other processes changed; a wrong file is complained about and not taken."""
+        try:
+            self._partitions.refresh(now)
+            self._complaints.pop("partitions", None)
+        except BadInput as wrong:
+            self._complain_of("partitions", f"{wrong}; the partitions stay as they were")
+
+    def _settle_partitions(self, seconds: float) -> None:
+        try:
+            self._partitions.settle(seconds)
+        except BadInput as wrong:
+            self._complain_of("partitions", f"{wrong}; the partitions stay as they were")
 
     # The scenario -----------------------------------------------------------------------------
 
@@ -347,15 +375,20 @@ class SimulatedSession:
         try:
             if self._file.refresh():
                 self._take(self._file.scenario, self._file.began_at)
-                self._complaint = None
+                self._complaints.pop("scenario", None)
         except BadInput as wrong:
-            if str(wrong) != self._complaint:
-                self._complaint = str(wrong)
-                self._complain(f"{wrong}; the scenario goes on as it was")
+            self._complain_of("scenario", f"{wrong}; the scenario goes on as it was")
+
+    def _complain_of(self, what: str, text: str) -> None:
+        """Complain once of what stays wrong."""
+        if self._complaints.get(what) != text:
+            self._complaints[what] = text
+            self._complain(text)
 
     def _take(self, scenario: Scenario, began_at: float) -> None:
         named = [process.gpu for process in scenario.processes]
         named += [mig.gpu for mig in scenario.mig]
+        named += [reset.gpu for reset in scenario.resets]
         named += [event.gpu for event in scenario.events]
         named += [told.gpu for told in scenario.counters]
         named += [fault.gpu for fault in scenario.faults if fault.gpu is not None]
@@ -379,6 +412,7 @@ class SimulatedSession:
         self._turns = turns(scenario)
         self._settled_at = float("-inf")
         self._note_whether_plain()
+        self._partitions.play(scenario, began_at, self._now())
 
     def _note_whether_plain(self) -> None:
         self._is_plain = (
@@ -390,8 +424,12 @@ class SimulatedSession:
         )
 
 
-def _layout(mig: ScriptedMig | None) -> tuple[tuple[str, ...], float] | None:
-    return None if mig is None else (mig.devices, mig.from_seconds)
+def device_of(card: SimulatedCard, process: ScriptedProcess) -> MigDevice | None:
+    """Return the MIG device that a scripted process is on; None for one that is not there."""
+    devices = card.mig_devices
+    if process.mig_start is not None:
+        devices = tuple(each for each in devices if each.place.start == process.mig_start)
+    return devices[process.mig_device] if process.mig_device < len(devices) else None
 
 
 def of_system(answer: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, P], T]:
@@ -407,10 +445,15 @@ def of_system(answer: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S,
 
 
 def of_card(
-    answer: Callable[Concatenate[S, SimulatedCard, P], T], function: str | None = None
+    answer: Callable[Concatenate[S, SimulatedCard, P], T],
+    function: str | None = None,
+    symbol: str | None = None,
 ) -> Callable[Concatenate[S, SimulatedCard, P], T]:
-    """Make a function that a MIG device does not support, of the name by which faults know it."""
-    return _asking(answer, function or answer.__name__, of_mig=False)
+    """Make a function that a MIG device does not support, of the name by which faults know it.
+
+    It is missing where the library lacks `symbol`, as nvidia-ml-py names that it calls.
+    """
+    return _asking(answer, function or answer.__name__, symbol, of_mig=False)
 
 
 def of_device(
@@ -418,15 +461,15 @@ def of_device(
     function: str | None = None,
 ) -> Callable[Concatenate[S, Device, P], T]:
     """Make a function that a MIG device answers too."""
-    return _asking(answer, function or answer.__name__, of_mig=True)
+    return _asking(answer, function or answer.__name__, None, of_mig=True)
 
 
 def _asking(
-    answer: Callable[Concatenate[S, D, P], T], function: str, *, of_mig: bool
+    answer: Callable[Concatenate[S, D, P], T], function: str, symbol: str | None, *, of_mig: bool
 ) -> Callable[Concatenate[S, D, P], T]:
     @wraps(answer)
     def call(self: S, device: D, /, *arguments: P.args, **_: P.kwargs) -> T:
-        scripted = self.admit(function, device)
+        scripted = self.admit(function, device, symbol)
         if not of_mig and isinstance(device, MigDevice):
             raise error("NOT_SUPPORTED")
         if scripted is None:

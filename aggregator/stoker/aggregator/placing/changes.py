@@ -67,7 +67,14 @@ Changes = Callable[[Situation], Iterable[Change]]
 OF_GPUS = frozenset(
     (
         *("model", "gpu_memory", "compute_capability", "gpus_total", "memory_total", "mig_total"),
-        *("mig_mode", "gpus_cordoned", "topology_total", "anti_affinity", "gpus_free"),
+        *(
+            "mig_mode",
+            "gpus_cordoned",
+            "mig_withheld",
+            "topology_total",
+            "anti_affinity",
+            "gpus_free",
+        ),
         *("memory_free", "compute_free", "mig_free", "topology_free"),
     )
 )
@@ -353,11 +360,12 @@ def _levels(found: Iterable[int | None], asked: int) -> list[int]:
 
 def _fewer_gpus(s: Situation) -> Iterator[Change]:
     request = s.request
-    if not request.is_whole:
+    if request.is_share:
         return
+    what = "GPU" if request.is_whole else "MIG device"
     on_each = " on each node" if request.nodes > 1 else ""
     for gpus in range(request.gpus - 1, 0, -1):
-        summary = f"ask for {gpus} GPU{'s' * (gpus > 1)}{on_each} instead of {request.gpus}"
+        summary = f"ask for {gpus} {what}{'s' * (gpus > 1)}{on_each} instead of {request.gpus}"
         lost = (request.gpus - gpus) * request.nodes
         yield Change("fewer_gpus", (lost, 1), "", summary, replace(request, gpus=gpus))
 

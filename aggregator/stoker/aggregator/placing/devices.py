@@ -8,12 +8,13 @@ from stoker.aggregator.model import (
     Request,
 )
 from stoker.aggregator.placing.filters import (
-    free_mig,
     has_room,
     matches_gpu,
     matching_gpus,
     share_bytes_of,
 )
+from stoker.aggregator.placing.mig_growth import growth
+from stoker.aggregator.placing.mig_parts import free_mig, mig_slices
 from stoker.aggregator.placing.topology import best_set, satisfies
 from stoker.aggregator.views import FleetView, GpuView, NodeView
 
@@ -41,14 +42,14 @@ def choose(
     if request.gpus == 0:
         return ()
     if request.mig_profile is not None:
-        return _choose_mig_device(request, node, prefer, model)
+        return _choose_mig_devices(request, node, prefer, model)
     if request.is_share:
         return _choose_share(request, node, prefer, model)
     return _choose_whole(request, node, model)
 
 
 def gpus_for_part(request: Request, node: NodeView, model: str | None = None) -> list[GpuView]:
-    """Return the GPUs that could give the share or the MIG device that is asked for."""
+    """Return the GPUs that could give the share, or a MIG device as it is asked for."""
     gpus = [gpu for gpu in matching_gpus(request, node) if model is None or gpu.gpu.model == model]
     if request.mig_profile is not None:
         return [gpu for gpu in gpus if free_mig(request, gpu, node)]
@@ -167,58 +168,85 @@ class _Liking:
 # --- MIG devices
 
 
-def _choose_mig_device(
+def _choose_mig_devices(
     request: Request, node: NodeView, prefer: Sequence[str], model: str | None
 ) -> tuple[Device, ...] | None:
-    """Return the smallest MIG device that will do, of the GPU that has least left to give.
+    """Return the smallest MIG devices that will do, where the least worth of other places is lost.
 
     A card that nobody uses can be cut anew, so it is the last to be begun; the same holds for a
-    GPU instance of which no compute instance is used yet.
+    GPU instance of which no compute instance is used yet. Among equals goes first the GPU that has
+    least left to give. Several come from as few cards as that gives, all of one model.
     """
     fitting = gpus_for_part(request, node, model)
-    liking = _Liking(request, node, prefer)
-    best: tuple[tuple[int | bool, ...], GpuView, MigDevice] | None = None
+    by_model: dict[str, list[GpuView]] = {}
     for gpu in fitting:
-        liked = liking.of(gpu)
-        left_bytes = _memory_left(gpu)
+        by_model.setdefault(gpu.gpu.model, []).append(gpu)
+    enough = {
+        id(gpu)
+        for gpus in by_model.values()
+        if sum(len(free_mig(request, gpu, node)) for gpu in gpus) >= request.gpus
+        for gpu in gpus
+    }
+    left = [gpu for gpu in fitting if id(gpu) in enough]
+    liking = _Liking(request, node, prefer)
+    taken: dict[str, Device] = {}
+    while len(taken) < request.gpus:
+        found = _best_mig_device(request, node, left, liking, taken)
+        if found is None:
+            return None
+        gpu, device = found
+        taken[device.uuid] = _part(gpu, device)
+        left = [each for each in left if each.gpu.model == gpu.gpu.model]
+    return tuple(sorted(taken.values(), key=lambda each: each.index))
+
+
+def _best_mig_device(
+    request: Request,
+    node: NodeView,
+    gpus: Sequence[GpuView],
+    liking: "_Liking",
+    taken: Mapping[str, Device],
+) -> tuple[GpuView, MigDevice] | None:
+    """Return the best device of these GPUs beside those that are `taken` already."""
+    best: tuple[tuple[float, ...], GpuView, MigDevice] | None = None
+    used = {device.uuid for device in taken.values()}
+    for gpu in gpus:
+        free = [each for each in gpu.mig_free if each.uuid not in taken]
+        is_idle = not (gpu.claims or gpu.foreign or gpu.assigned or gpu.gpu.uuid in used)
+        ranks = (*liking.of(gpu), is_idle, _memory_left(free), gpu.gpu.index)
         for device in free_mig(request, gpu, node):
-            siblings = sum(each.gpu_instance_id == device.gpu_instance_id for each in gpu.mig_free)
+            if device.uuid in taken:
+                continue
+            siblings = sum(each.gpu_instance_id == device.gpu_instance_id for each in free)
             key = (
-                *liked,
+                *ranks[:3],
                 device.memory_total_bytes,
                 mig_slices(device.profile),
-                left_bytes,
+                growth(gpu, device, taken),
+                *ranks[3:5],
                 siblings,
-                gpu.gpu.index,
+                ranks[5],
                 device.gpu_instance_id,
                 device.compute_instance_id,
             )
             best = (key, gpu, device) if best is None or key < best[0] else best
-    if best is None:
-        return None
-    _, gpu, device = best
+    return None if best is None else best[1:]
+
+
+def _part(gpu: GpuView, device: MigDevice) -> Device:
     facts = gpu.gpu
-    return (
-        Device(
-            facts.uuid,
-            facts.model,
-            facts.index,
-            device.memory_total_bytes,
-            exclusive=False,
-            mig_device_uuid=device.uuid,
-            mig_profile=device.profile,
-        ),
+    return Device(
+        facts.uuid,
+        facts.model,
+        facts.index,
+        device.memory_total_bytes,
+        exclusive=False,
+        mig_device_uuid=device.uuid,
+        mig_profile=device.profile,
     )
 
 
-def mig_slices(profile: str) -> int:
-    """Return the compute slices of a MIG device: 1 of "1g.10gb", and of "1c.2g.20gb" as well."""
-    digits = profile[: len(profile) - len(profile.lstrip("0123456789"))]
-    assert digits, f"no MIG profile: {profile!r}"
-    return int(digits)
-
-
-def _memory_left(gpu: GpuView) -> int:
+def _memory_left(free: Sequence[MigDevice]) -> int:
     """Return the memory of the card's GPU instances that have a free MIG device."""
-    by_instance = {each.gpu_instance_id: each.memory_total_bytes for each in gpu.mig_free}
+    by_instance = {each.gpu_instance_id: each.memory_total_bytes for each in free}
     return sum(by_instance.values())

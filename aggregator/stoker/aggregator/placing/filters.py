@@ -6,21 +6,34 @@ that a person reads is the one that stays.
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from stoker.aggregator.model import (
-    MIG_ANY,
     Gpu,
-    MigDevice,
     Refusal,
     Request,
 )
 from stoker.aggregator.placing import node_filters as of_node
 from stoker.aggregator.placing.holders import held_by, out_of_use
 from stoker.aggregator.placing.joined import largest_set
+from stoker.aggregator.placing.mig_parts import (
+    closed_mig,
+    count_free_mig,
+    count_mig,
+    mig_in_use,
+    no_mig,
+)
 from stoker.aggregator.placing.node_filters import in_part, told_apart
 from stoker.aggregator.placing.parts import anti_affinity_label, taken_values
 from stoker.aggregator.placing.wanted import each_node, lying, mig_device, on_one_node, percent
-from stoker.aggregator.views import FleetView, GpuView, NodeView, describe_cordon, name_some
+from stoker.aggregator.views import (
+    FleetView,
+    GpuView,
+    NodeView,
+    describe_cordon,
+    describe_withheld,
+    name_some,
+)
 from stoker.core.model_names import names_match
 from stoker.core.units import format_bytes
 
@@ -81,14 +94,14 @@ def refuse_now(
 def refuse_lasting(request: Request, node: NodeView, view: FleetView) -> Refusal | None:
     """Return the first refusal that stays until somebody changes the fleet or the request.
 
-    Nobody waits for a GPU that is out of use or cordoned by itself, or for a MIG device that does
-    not exist: it may take a person to bring it.
+    Nobody waits for a GPU that is out of use, cordoned by itself or withheld until it is
+    partitioned, or for a MIG device that does not exist: it may take a person to bring it.
     """
     for a_filter in LASTING_FILTERS:
         refusal = a_filter(request, node)
         if refusal is not None:
             return refusal
-    return _gpus_cordoned(request, node, view) or (
+    return _gpus_closed(request, node, view) or (
         _topology_total(request, node) if request.gpu_topology_required else None
     )
 
@@ -143,22 +156,8 @@ def has_room(request: Request, gpu: GpuView, node: NodeView) -> bool:
         gpu.room_bytes > 0
         and gpu.room_bytes >= share_bytes_of(request, gpu)
         and gpu.compute_free_milli >= (request.compute_milli or 0)
-        and not _is_beside(request, gpu, node)
+        and not of_node.is_beside(request, gpu, node)
     )
-
-
-def is_mig_match(request: Request, device: MigDevice) -> bool:
-    """Whether the MIG device is of the profile and size that was asked for."""
-    if device.memory_total_bytes < (request.memory_bytes or 0):
-        return False
-    return request.mig_profile in (MIG_ANY, device.profile)
-
-
-def free_mig(request: Request, gpu: GpuView, node: NodeView) -> list[MigDevice]:
-    """Return the GPU's MIG devices that the request could take now."""
-    if not gpu.mig_free or _is_beside(request, gpu, node):
-        return []
-    return [device for device in gpu.mig_free if is_mig_match(request, device)]
 
 
 # --- which GPUs there are
@@ -195,7 +194,8 @@ def _total_size(request: Request, node: NodeView) -> Refusal | None:
         return None
     gpus = [gpu for gpu in matching_gpus(request, node) if gpu.missing is None]
     if request.mig_profile is not None:
-        return None if _has_mig(request, gpus) else _no_mig(request, node, gpus)
+        enough = count_mig(request, gpus) >= request.gpus
+        return None if enough else no_mig(request, node, gpus)
     if _could_ever(request, gpus):
         return None
     if request.is_share:
@@ -215,19 +215,6 @@ def _total_size(request: Request, node: NodeView) -> Refusal | None:
     return Refusal(node.name, "gpus_total", reason + out_of_use(node), str(request.gpus), found)
 
 
-def _no_mig(request: Request, node: NodeView, gpus: Sequence[GpuView]) -> Refusal:
-    there = Counter(device.profile for gpu in gpus for device in gpu.gpu.mig_devices)
-    has = ", ".join(f"{count} x {profile}" for profile, count in sorted(there.items()))
-    if has:
-        found = f"it has {has}"
-    elif any(gpu.gpu.mig_enabled is not None for gpu in gpus):
-        found = "its GPUs are not partitioned"
-    else:
-        found = "its GPUs have no MIG"
-    reason = f"wanted {request.described()}, {found}" + out_of_use(node)
-    return Refusal(node.name, "mig_total", reason, mig_device(request), has or "none")
-
-
 def _mig_mode(request: Request, node: NodeView) -> Refusal | None:
     """Refuse where cards in MIG mode, which give nothing but their devices, are needed whole."""
     if request.gpus == 0 or request.mig_profile is not None:
@@ -243,30 +230,48 @@ def _mig_mode(request: Request, node: NodeView) -> Refusal | None:
     return Refusal(node.name, "mig_mode", reason, wanted, found)
 
 
-def _gpus_cordoned(request: Request, node: NodeView, view: FleetView) -> Refusal | None:
-    """Refuse where only GPUs that are cordoned one by one make it too few, or too small."""
-    if node.cordoned_gpus == 0 or request.gpus == 0:
+def _gpus_closed(request: Request, node: NodeView, view: FleetView) -> Refusal | None:
+    """Refuse where GPUs that are cordoned one by one, or withheld, make it too few or too small."""
+    if not (node.cordoned_gpus or node.withheld_gpus) or request.gpus == 0:
         return None
     gpus = _usable_ever(request, node)
-    in_use = [gpu for gpu in gpus if gpu.cordon is None]
-    cordons = [describe_cordon(gpu, view.now) for gpu in gpus if gpu.cordon is not None]
-    if request.mig_profile is not None:
-        if _has_mig(request, in_use):
-            return None
-        told = "every GPU that has one is cordoned"
-        reason = f"wanted {request.described()}, {told}: {in_part(cordons)}"
-        return Refusal(node.name, "gpus_cordoned", reason, mig_device(request), "0")
-    if _could_ever(request, in_use):
+    uncordoned = [gpu for gpu in gpus if gpu.cordon is None]
+    if node.cordoned_gpus and not _would_do(request, uncordoned):
+        cordons = [describe_cordon(gpu, view.now) for gpu in gpus if gpu.cordon is not None]
+        return _closed(request, node, "gpus_cordoned", uncordoned, len(gpus), cordons)
+    in_use = [gpu for gpu in uncordoned if not gpu.is_withheld]
+    if not node.withheld_gpus or _would_do(request, in_use):
         return None
-    wanted, found, told = _sizes(request, in_use, "not cordoned", len(gpus))
-    reason = f"wanted {on_one_node(request)}, {told}: {in_part(cordons)}"
-    return Refusal(node.name, "gpus_cordoned", reason, wanted, found)
+    told = [describe_withheld(gpu) for gpu in uncordoned if gpu.is_withheld]
+    return _closed(request, node, "mig_withheld", in_use, len(gpus), told)
+
+
+def _closed(
+    request: Request,
+    node: NodeView,
+    name: str,
+    left: Sequence[GpuView],
+    of: int,
+    reasons: Sequence[str],
+) -> Refusal:
+    """Refuse because only those that are `left` of so many GPUs are open to new allocations."""
+    is_cordoned = name == "gpus_cordoned"
+    if request.mig_profile is not None:
+        has = count_mig(request, left)
+        told = closed_mig(has, "cordoned" if is_cordoned else "withheld")
+        reason = f"wanted {request.described()}, {told}: {in_part(reasons)}"
+        return Refusal(node.name, name, reason, mig_device(request), str(has))
+    how = "not cordoned" if is_cordoned else "not withheld"
+    wanted, found, told = _sizes(request, left, how, of)
+    reason = f"wanted {on_one_node(request)}, {told}: {in_part(reasons)}"
+    return Refusal(node.name, name, reason, wanted, found)
 
 
 def _topology_total(request: Request, node: NodeView) -> Refusal | None:
     if request.gpus < 2:
         return None
-    gpus = [gpu for gpu in _usable_ever(request, node) if gpu.cordon is None]
+    usable = _usable_ever(request, node)
+    gpus = [gpu for gpu in usable if gpu.cordon is None and not gpu.is_withheld]
     most = largest_set([gpu.gpu for gpu in gpus], request.gpu_topology)
     if most >= request.gpus:
         return None
@@ -293,7 +298,7 @@ def _has_free(request: Request, node: NodeView) -> bool:
         return count_free(request, node) >= request.gpus
     gpus = matching_gpus(request, node)
     if request.mig_profile is not None:
-        return any(free_mig(request, gpu, node) for gpu in gpus)
+        return count_free_mig(request, gpus, node) >= request.gpus
     return any(has_room(request, gpu, node) for gpu in gpus)
 
 
@@ -354,13 +359,11 @@ def _free_share(request: Request, node: NodeView, view: FleetView) -> Refusal:
 
 def _free_mig(request: Request, node: NodeView, view: FleetView) -> Refusal:
     gpus = matching_gpus(request, node)
-    having = [gpu for gpu in gpus if gpu.missing is None and _has_mig(request, [gpu])]
-    if any(is_mig_match(request, device) for gpu in having for device in gpu.mig_free):
+    having = [gpu for gpu in gpus if gpu.missing is None and count_mig(request, [gpu])]
+    anywhere = replace(request, anti_affinity=None)
+    if count_free_mig(anywhere, having, node) >= request.gpus:
         return _beside_on_gpu(request, node, view, having)
-    total = sum(is_mig_match(request, device) for gpu in having for device in gpu.gpu.mig_devices)
-    reason = f"wanted {request.described()}, 0 of {total} are free"
-    reason += held_by(having, node, view.now, in_mig_mode=False)
-    return Refusal(node.name, "mig_free", reason, mig_device(request), "0")
+    return mig_in_use(request, node, having, view.now)
 
 
 def _beside_on_gpu(
@@ -369,7 +372,9 @@ def _beside_on_gpu(
     """Refuse because only GPUs that others of the service hold have the room."""
     service = request.service
     assert service is not None, f"no service, and yet beside it: {request}"
-    held = name_some([f"GPU {gpu.gpu.index}" for gpu in gpus if _is_beside(request, gpu, node)])
+    held = name_some(
+        [f"GPU {gpu.gpu.index}" for gpu in gpus if of_node.is_beside(request, gpu, node)]
+    )
     other = of_node.allocation_of(service, node, view)
     reason = f"only {held} would have the room, where others of service {service} are: {other}"
     return Refusal(node.name, "anti_affinity", reason, f"a GPU without {service}", other)
@@ -437,18 +442,15 @@ def _could_ever(request: Request, gpus: Iterable[GpuView]) -> bool:
     return _most_of_one_model(gpus) >= request.gpus
 
 
+def _would_do(request: Request, gpus: Sequence[GpuView]) -> bool:
+    """The same, also for MIG devices."""
+    if request.mig_profile is not None:
+        return count_mig(request, gpus) >= request.gpus
+    return _could_ever(request, gpus)
+
+
 def _most_of_one_model(gpus: Iterable[GpuView]) -> int:
     return max(Counter(gpu.gpu.model for gpu in gpus).values(), default=0)
-
-
-def _has_mig(request: Request, gpus: Iterable[GpuView]) -> bool:
-    return any(is_mig_match(request, device) for gpu in gpus for device in gpu.gpu.mig_devices)
-
-
-def _is_beside(request: Request, gpu: GpuView, node: NodeView) -> bool:
-    if request.anti_affinity != "gpu" or request.service is None:
-        return False
-    return gpu.gpu.uuid in node.services.get(request.service, ())
 
 
 def _sizes(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from stoker.aggregator.model import MIG_ANY, Allocation, AllocationState, Request
 from stoker.aggregator.placing.changes import Change, Situation
 from stoker.aggregator.placing.filters import matching_gpus, share_bytes_of
+from stoker.aggregator.placing.mig_parts import has_compute
 from stoker.aggregator.placing.whatif import (
     AddNodes,
     EndProcesses,
@@ -280,7 +281,8 @@ def _is_idle_in_mig_mode(gpu: GpuView) -> bool:
 
 
 def _is_unused(gpu: GpuView) -> bool:
-    is_sound = gpu.is_read and gpu.processes_known and gpu.cordon is None and not gpu.strays
+    is_open = gpu.cordon is None and not gpu.is_withheld
+    is_sound = gpu.is_read and gpu.processes_known and is_open and not gpu.strays
     return is_sound and not (gpu.claims or gpu.foreign or gpu.assigned)
 
 
@@ -294,6 +296,7 @@ def _cut(request: Request, node: NodeView) -> Iterator[Change]:
             for each in profiles_of(gpu.gpu)
             if each.memory_mib * MIB >= (request.memory_bytes or 0)
             and request.mig_profile in (MIG_ANY, each.name)
+            and has_compute(request, each.compute_slices, gpu.gpu.model)
         ]
         profile = min(large, key=lambda each: (each.memory_mib, each.name), default=None)
         if profile is None:

@@ -10,6 +10,7 @@ from stoker.aggregator.views import (
     describe_cordon,
     describe_foreign,
     describe_missing,
+    describe_withheld,
     name_some,
 )
 
@@ -37,6 +38,9 @@ def held_by(
     cordons = [describe_cordon(gpu, now) for gpu in gpus if gpu.cordon is not None]
     if cordons:
         parts.append(in_part(cordons))
+    withheld = [told for gpu in gpus if (told := describe_withheld(gpu))]
+    if withheld:
+        parts.append(in_part(withheld))
     if in_mig_mode and any(gpu.gpu.mig_enabled for gpu in gpus):
         parts.append(f"MIG mode: {_names(gpu for gpu in gpus if gpu.gpu.mig_enabled)}")
     if node.missing:

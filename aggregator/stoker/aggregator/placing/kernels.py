@@ -216,13 +216,15 @@ def refresh(
                 if found < gpus:
                     continue
         elif take == TAKE_MIG:
-            rank, devices = -1, 0
+            rank, devices, matching = -1, 0, 0
             for kind in range(migs.shape[1]):
                 if migs[row, kind] > 0:
                     devices += migs[row, kind]
-                    if mig_ranks[kind] >= 0 and (rank < 0 or mig_ranks[kind] < rank):
-                        rank = mig_ranks[kind]
-            if rank >= 0:
+                    if mig_ranks[kind] >= 0:
+                        matching += migs[row, kind]
+                        if rank < 0 or mig_ranks[kind] < rank:
+                            rank = mig_ranks[kind]
+            if matching >= gpus and rank >= 0:
                 # The smallest device that will do, on the node with the fewest left.
                 keys[row] = ((SCORE_MAX - rank) << TIE_BITS) + TIE_MAX - min(devices, TIE_MAX)
             continue

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from stoker.aggregator.model import AllocationState, Refusal, Request
-from stoker.aggregator.views import FleetView, NodeView
+from stoker.aggregator.views import FleetView, GpuView, NodeView
 from stoker.core.units import format_bytes, format_duration
 
 # --- what stays so until somebody changes the fleet or the request
@@ -189,6 +189,13 @@ def free_host_memory(request: Request, node: NodeView) -> Refusal | None:
 
 
 # --- helpers, also of others
+
+
+def is_beside(request: Request, gpu: GpuView, node: NodeView) -> bool:
+    """Whether others of the same service are on the GPU where none shall be beside another."""
+    if request.anti_affinity != "gpu" or request.service is None:
+        return False
+    return gpu.gpu.uuid in node.services.get(request.service, ())
 
 
 def allocation_of(service: str, node: NodeView, view: FleetView) -> str:

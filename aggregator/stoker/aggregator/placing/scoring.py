@@ -4,11 +4,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from stoker.aggregator.model import COMPUTE_MILLI, MIG_ANY, Request
+from stoker.aggregator.model import COMPUTE_MILLI, Request
 from stoker.aggregator.placing import kernels as k
 from stoker.aggregator.placing.columns import Columns
-from stoker.aggregator.placing.filters import is_mig_match, matches_gpu
+from stoker.aggregator.placing.filters import matches_gpu
 from stoker.aggregator.placing.kernels import Flags, Floats, Ints, Kernels, Keys, Slots
+from stoker.aggregator.placing.mig_parts import is_mig_match
 from stoker.aggregator.placing.node_filters import (
     asked_driver,
     asked_labels,
@@ -43,6 +44,8 @@ class Scores:
     epoch: int = -1
     priced: int = -1
     classes: int = 0
+    cards: int = -1  # that the needs are of; without any there is one row all the same
+    kinds: int = 0  # of MIG devices that are ranked
     used_at: int = 0
 
 
@@ -124,13 +127,16 @@ class Scoring:
             is_new = True
         if not is_new and scores.position == columns.log_end:
             return
-        if len(scores.needs) != max(1, len(columns.cards)):
+        if scores.cards != len(columns.cards):
             scores.needs = self._needs(scores.request, shape)
+            scores.cards = len(columns.cards)
         if scores.priced != self._tables.priced:
             scores.gains = self._tables.gains(shape)
             scores.priced = self._tables.priced
-        if len(scores.mig_ranks) != columns.migs.shape[1]:
+        kinds = len(columns.mig_kinds)
+        if scores.kinds != kinds or len(scores.mig_ranks) != columns.migs.shape[1]:
             scores.mig_ranks = self._mig_ranks(scores.request, shape)
+            scores.kinds = kinds
         if scores.generation != columns.generation:
             scores.classes = 0
         if scores.classes != len(columns.classes):
@@ -212,10 +218,9 @@ class Scoring:
             return ranks
         fitting = [
             (memory, number)
-            for number, (device, memory, card) in enumerate(columns.mig_kinds)
+            for number, (_, memory, card) in enumerate(columns.mig_kinds)
             if matches_gpu(request, columns.card_samples[card].gpu)
-            and is_mig_match(request, columns.mig_samples[number])
-            and (shape.mig_profile in (MIG_ANY, device))
+            and is_mig_match(request, columns.mig_samples[number], columns.card_samples[card].gpu)
         ]
         sizes = sorted({memory for memory, _ in fitting})
         for memory, number in fitting:

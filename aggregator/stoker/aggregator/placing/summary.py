@@ -169,11 +169,11 @@ def _on_one_node(request: Request) -> str:
 
 def _mig(request: Request) -> str:
     least = f" with {format_bytes(request.memory_bytes)}" if request.memory_bytes else ""
-    return (
-        "MIG device" + least
-        if request.mig_profile == "any"
-        else f"MIG {request.mig_profile}{least}"
-    )
+    what = "MIG device" if request.mig_profile == "any" else f"MIG {request.mig_profile}"
+    if request.compute_milli is not None:
+        compute = f"{percent(request.compute_milli)} of the compute"
+        least += f" and {compute}" if least else f" with {compute}"
+    return f"{request.gpus} x {what}{least}" if request.gpus > 1 else f"{what}{least}"
 
 
 def _share(request: Request) -> str:
@@ -213,6 +213,7 @@ WORDS: Mapping[str, Words] = {
         amount=format_bytes,
     ),
     "gpus_cordoned": Words(_always("too few GPUs that are not cordoned")),
+    "mig_withheld": Words(_always("too few GPUs whose MIG layout is in place")),
     "topology_total": Words(
         lambda request: f"no {each_node(request)} {lying(request)}", amount=str
     ),

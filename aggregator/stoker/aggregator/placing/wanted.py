@@ -23,9 +23,11 @@ def lying(request: Request) -> str:
 
 
 def mig_device(request: Request) -> str:
-    """Return the profile, and how much memory where that was asked for."""
+    """Return the profile, and how many or how much memory and compute where that was asked for."""
+    count = f"{request.gpus} x " if request.gpus > 1 else ""
     least = f" of {request.memory_bytes}" if request.memory_bytes else ""
-    return f"{request.mig_profile}{least}"
+    compute = f" with {percent(request.compute_milli)}" if request.compute_milli else ""
+    return f"{count}{request.mig_profile}{least}{compute}"
 
 
 def percent(milli: int) -> str:

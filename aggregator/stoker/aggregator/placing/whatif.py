@@ -24,7 +24,7 @@ from stoker.aggregator.processes import ProcessTable
 from stoker.aggregator.verdicts import Condition
 from stoker.aggregator.views import FleetView, GpuView, NodeView, view_node
 from stoker.core.gpu_models import MIB, MODELS, GpuModel
-from stoker.core.mig_profiles import MigProfile
+from stoker.core.mig.geometry import MigProfile
 from stoker.core.model_names import names_match
 
 _HOLDING = (AllocationState.GRANTED, AllocationState.RELEASING)

@@ -20,6 +20,7 @@ from stoker.core.gpu_models import GPUS_PER_NODE_MAX
 if TYPE_CHECKING:
     from stoker.cli.bench.balance import BalanceReport
     from stoker.cli.bench.figures import AllocateReport, IngestReport
+    from stoker.cli.bench.mig_figures import MigReport
     from stoker.cli.bench.placement_figures import PlacementReport
     from stoker.cli.bench.routing_figures import RoutingReport
     from stoker.cli.bench.sampling import SamplingFigures
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
         AllocateReport
         | BalanceReport
         | IngestReport
+        | MigReport
         | PlacementReport
         | RoutingReport
         | SamplingFigures
@@ -54,6 +56,9 @@ COPIES_MAX = 100
 JOBS_MAX = 1024
 SHARED_NODES_MAX = 1000
 VIRTUAL_SECONDS_MAX = 86_400.0
+MIG_SEEDS_MAX = 1000
+MIG_GPUS_MAX = 100_000
+MIG_REQUESTS_MAX = 10_000_000
 
 
 @click.group()
@@ -287,6 +292,67 @@ def placement(
 
 @bench.command()
 @json_option
+@click.option(
+    "--load",
+    default="0.7,0.85,1.0,1.3",
+    show_default=True,
+    metavar="A,B",
+    help="Memory slices asked for at any time, as a part of those there are.",
+)
+@click.option(
+    "--mix",
+    default="uniform,skew-small,skew-big,bimodal",
+    show_default=True,
+    metavar="A,B",
+    help="How often each profile is asked for.",
+)
+@click.option("--seeds", default=5, show_default=True, help="Runs of each, with seeds from 0 on.")
+@click.option(
+    "--policy",
+    "policies",
+    multiple=True,
+    metavar="NAME",
+    help="Whom to play; repeatable; else all.",
+)
+@click.option("--moves", is_flag=True, help="Play ours with moves for who fits nowhere, as well.")
+@click.option("--gpus", default=100, show_default=True, help="Of seven slices each.")
+@click.option("--requests", default=60_000, show_default=True, help="Of a run, after its warm-up.")
+@click.option("--jobs", type=int, help="Processes; else one for each core.")
+@click.pass_obj
+def mig(
+    settings: Settings,
+    load: str,
+    mix: str,
+    seeds: int,
+    policies: tuple[str, ...],
+    gpus: int,
+    requests: int,
+    jobs: int | None,
+    *,
+    moves: bool,
+) -> None:
+    """How many GPU instances (MIG) find a place as they come and go, by policy.
+
+    Plays requests for profiles through what places them in production, and beside it the
+    reference: free migration of everything at every request.
+    """
+    from stoker.cli.bench.mig import measure_mig, mig_options
+    from stoker.cli.bench.progress import Progress
+
+    _check("--seeds", seeds, MIG_SEEDS_MAX, minimum=1)
+    _check("--gpus", gpus, MIG_GPUS_MAX, minimum=1)
+    _check("--requests", requests, MIG_REQUESTS_MAX, minimum=1)
+    cores = len(os.sched_getaffinity(0))
+    _check("--jobs", cores if jobs is None else jobs, JOBS_MAX, minimum=1)
+    options = mig_options(load, mix, seeds, policies, gpus, requests, jobs or cores, moves=moves)
+    progress = Progress()
+    with _folder(None) as folder, progress.shown():
+        report = _run(measure_mig(options, folder, progress))
+    _print(report, settings)
+
+
+@bench.command()
+@json_option
 @click.option("--replicas", default=3, show_default=True, help="Of the service; one is slowed.")
 @click.option("--slots", default=4, show_default=True, help="Calls that each works on at a time.")
 @click.option(
@@ -409,6 +475,7 @@ def _print(report: "Report", settings: Settings) -> None:
     import msgspec
 
     from stoker.cli.bench.balance import BalanceReport, balance_lines
+    from stoker.cli.bench.mig_figures import MigReport, mig_lines
     from stoker.cli.bench.placement_figures import PlacementReport
     from stoker.cli.bench.placement_table import placement_lines
     from stoker.cli.bench.table import report_lines
@@ -421,6 +488,8 @@ def _print(report: "Report", settings: Settings) -> None:
             lines = placement_lines(report)
         case BalanceReport():
             lines = balance_lines(report)
+        case MigReport():
+            lines = mig_lines(report)
         case _:
             lines = report_lines(report)
     for line in lines:

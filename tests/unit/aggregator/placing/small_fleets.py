@@ -17,6 +17,7 @@ from tests.unit.aggregator.builders import (
 )
 
 from stoker.aggregator import events as e
+from stoker.aggregator.gpu_mig import GpuMig, MigState
 from stoker.aggregator.model import (
     MIG_ANY,
     Allocation,
@@ -77,6 +78,8 @@ def nodes(draw: Callable[[st.SearchStrategy[Any]], Any], name: str) -> NodeFacts
     if model != T4 and draw(st.integers(0, 3)) == 0:
         profiles = draw(st.sampled_from((("1g.10gb",) * 2, ("3g.40gb",), ())))
         gpus[0] = cut(gpus[0], profiles)
+        if count > 1 and draw(st.booleans()):
+            gpus[1] = cut(gpus[1], ("1g.10gb", "3g.40gb"))
     labels = draw(
         st.sampled_from(({}, {"rack": "r1"}, {"rack": "r2"}, {"rack": "r1", "zone": "a"}))
     )
@@ -98,6 +101,9 @@ KINDS = (
     Request(1, "ann", 60.0, mig_profile="1g.10gb"),
     Request(1, "ann", 60.0, mig_profile="3g.40gb"),
     Request(1, "ann", 60.0, mig_profile=MIG_ANY, memory_bytes=20 * GIB),
+    Request(1, "ann", 60.0, mig_profile=MIG_ANY, compute_milli=400),
+    Request(2, "ann", 60.0, mig_profile="1g.10gb"),
+    Request(3, "ann", 60.0, mig_profile=MIG_ANY, memory_bytes=8 * GIB),
     Request(1, "ann", 60.0, nodes=2),
     Request(2, "ann", 60.0, nodes=2),
     Request(1, "ann", 60.0, nodes=3),
@@ -186,6 +192,14 @@ def cases(draw: Callable[[st.SearchStrategy[Any]], Any], with_queue: bool = True
                         scene.now, name, card.uuid, "Xid 79", by_health=True, drain_at=None
                     )
                 )
+    for name in names:
+        withheld = {
+            card.uuid: GpuMig(card.uuid, MigState.APPLYING, "2 of 5 steps", "half", "op", True)
+            for card in scene.gpus_of(name)
+            if draw(st.integers(0, 9)) == 0
+        }
+        if withheld:
+            scene.frame(name, mig=withheld)
     for id_ in granted:
         if draw(st.integers(0, 5)) == 0:
             scene.decide(Release(id_))

@@ -276,6 +276,56 @@ def test_mig_devices(what: str, request_: Request, node: NodeView, expected: str
     assert (devices[0].mig_device_uuid if devices else None) == expected
 
 
+@pytest.mark.parametrize(
+    ("what", "request_", "node", "expected"),
+    [
+        (
+            "of the card with least left",
+            whole(2, mig_profile="1g.10gb"),
+            mig(),
+            ["MIG-n1-0-0", "MIG-n1-1-2"],
+        ),
+        (
+            "small ones before those beside them",
+            whole(3, mig_profile=MIG_ANY),
+            mig(),
+            ["MIG-n1-0-0", "MIG-n1-0-1", "MIG-n1-1-2"],
+        ),
+        (
+            "of a card that is in use though another has less left",
+            whole(2, mig_profile="1g.10gb"),
+            mig("MIG-n1-0-3"),
+            ["MIG-n1-0-0", "MIG-n1-0-1"],
+        ),
+        ("more than there are", whole(11, mig_profile=MIG_ANY), mig(), None),
+        (
+            "with enough compute",
+            whole(1, mig_profile=MIG_ANY, compute_milli=400),
+            mig(),
+            ["MIG-n1-0-3"],
+        ),
+        (
+            "as much compute as a slice has",
+            whole(1, mig_profile=MIG_ANY, compute_milli=142),
+            mig(),
+            ["MIG-n1-1-2"],
+        ),
+        (
+            "more compute than any has",
+            whole(1, mig_profile=MIG_ANY, compute_milli=900),
+            mig(),
+            None,
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_several_mig_devices_and_as_much_compute(
+    what: str, request_: Request, node: NodeView, expected: list[str] | None
+) -> None:
+    devices = choose(request_, node, fleet_of(node))
+    assert (devices and [device.mig_device_uuid for device in devices]) == expected
+
+
 def test_a_mig_device_is_held_with_its_memory() -> None:
     node = mig()
     assert choose(whole(1, mig_profile="3g.40gb"), node, fleet_of(node)) == (
@@ -301,6 +351,13 @@ CUT = (
 BOARDS = (dgx_h100(), dgx_v100(), bridged_pairs(), plain(), MIXED, CUT)
 
 
+WEB = granted(
+    "web",
+    share(1, service="web"),
+    Placement("n1", (Device("n1-0", H100, 0, GIB, exclusive=False),)),
+)
+
+
 @st.composite
 def nodes(draw: st.DrawFn) -> NodeView:
     gpus = draw(st.sampled_from(BOARDS))
@@ -312,12 +369,8 @@ def nodes(draw: st.DrawFn) -> NodeView:
         uuid = draw(st.sampled_from(devices)) if devices else ""
         milli = 0 if devices else size * 10
         claims[gpus[place].uuid] = (Claim(f"on {place}", size * GIB, milli, uuid),)
-    web = granted(
-        "web",
-        share(1, service="web"),
-        Placement("n1", (Device(gpus[0].uuid, gpus[0].model, 0, GIB, exclusive=False),)),
-    )
-    return view_of(gpus, taken, claims=claims, tenants=[web] if draw(st.booleans()) else [])
+    tenants = [WEB] if draw(st.booleans()) else []
+    return view_of(gpus, taken, claims=claims, tenants=tenants)
 
 
 @st.composite
@@ -333,7 +386,9 @@ def requests(draw: st.DrawFn) -> Request:
     if kind == "mig":
         profile = draw(st.sampled_from(("1g.10gb", "3g.40gb", "7g.80gb", MIG_ANY)))
         least = draw(st.none() | st.sampled_from((9 * GIB, 15 * GIB)))
-        return whole(1, mig_profile=profile, memory_bytes=least, **common)
+        count = draw(st.integers(1, 3))
+        part = draw(st.none() | st.just(400)) if profile == MIG_ANY else None
+        return whole(count, mig_profile=profile, memory_bytes=least, compute_milli=part, **common)
     if kind == "share":
         sizes = draw(
             st.sampled_from(
@@ -355,14 +410,15 @@ def requests(draw: st.DrawFn) -> Request:
 def test_there_is_a_choice_where_no_filter_refuses_and_only_there(
     node: NodeView, request: Request
 ) -> None:
-    view = fleet_of(node)
+    view = replace(fleet_of(node), allocations={WEB.id: WEB})
     devices = choose(request, node, view)
     assert (devices is None) is (refuse(request, node, view) is not None)
     if devices is None:
         return
     by_uuid = {gpu.gpu.uuid: gpu for gpu in node.gpus}
     chosen = [by_uuid[device.uuid] for device in devices]
-    assert len({device.uuid for device in devices}) == request.gpus
+    assert len({device.mig_device_uuid or device.uuid for device in devices}) == request.gpus
+    assert len({device.model for device in devices}) == 1
     assert [device.index for device in devices] == sorted(device.index for device in devices)
     if request.is_whole:
         assert all(gpu.is_free for gpu in chosen)

@@ -16,7 +16,6 @@ from tests.unit.aggregator.builders import (
     share,
     whole,
 )
-from tests.unit.aggregator.placing.test_filters import REFUSED
 
 from stoker.aggregator.model import (
     MIG_ANY,
@@ -28,7 +27,6 @@ from stoker.aggregator.model import (
 )
 from stoker.aggregator.placing.filters import could_ever_fit, fits, refuse
 from stoker.aggregator.placing.parts import parts_max
-from stoker.aggregator.placing.summary import WORDS
 from stoker.aggregator.wishes import Cordon
 
 NUMA, NVLINK = GpuTopology.NUMA, GpuTopology.NVLINK
@@ -410,12 +408,6 @@ def test_mig_device_of_a_cordoned_card() -> None:
         "wanted one MIG 1g.10gb of a GPU, every GPU that has one is cordoned: "
         "GPU 0 is cordoned: Xid 63 (for 0ms)"
     )
-
-
-def test_every_filter_has_a_row() -> None:
-    # The queue's refusal is placement's own; what is refused without constraints is in REFUSED.
-    told = {case.filter for case in (*REFUSED, *CASES)} - {""}
-    assert told | {"queue"} == WORDS.keys()
 
 
 def test_anti_affinity_looks_at_other_nodes_of_the_rack() -> None:

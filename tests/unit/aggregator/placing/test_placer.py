@@ -393,3 +393,13 @@ def test_two_halves_fit_on_one_card_of_which_the_driver_keeps_a_part() -> None:
         )
     assert placer.find(whole(1, compute_milli=1), scene.view()) is None
     assert not isinstance(place(whole(1, compute_milli=1), scene.view()), Plan)
+
+
+def test_what_was_asked_for_before_there_was_any_gpu_is_found_once_there_is() -> None:
+    scene, placer = Scene(make_facts(gpus=0)), Placer()
+    for request in (whole(), share(8)):
+        assert placer.find(request, scene.view()) is None
+    scene.change_facts("n1", gpus=make_gpus("n1", 1))
+    scene.report("n1")
+    for request in (whole(), share(8)):
+        assert placer.find(request, scene.view()) is not None

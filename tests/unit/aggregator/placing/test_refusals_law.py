@@ -104,12 +104,25 @@ def device_sets(request: Request, node: NodeView) -> Iterator[tuple[Device, ...]
                 size = facts.memory_total_bytes * (request.compute_milli or 0) // COMPUTE_MILLI
             compute = request.compute_milli
             yield (Device(facts.uuid, facts.model, facts.index, size, False, compute),)
-            continue
-        for each in facts.mig_devices:
-            large = each.memory_total_bytes >= (request.memory_bytes or 0)
-            if large and request.mig_profile in (MIG_ANY, each.profile):
-                size = each.memory_total_bytes
-                yield (Device(facts.uuid, facts.model, facts.index, size, False, None, each.uuid),)
+    if request.mig_profile is not None:
+        for devices in combinations(mig_devices(request, gpus), request.gpus):
+            if len({device.model for device in devices}) == 1:
+                yield devices
+
+
+def mig_devices(request: Request, gpus: list[GpuView]) -> list[Device]:
+    """Return the devices of these GPUs that are what was asked for; of all models 7 are a whole."""
+    return [
+        Device(
+            *(gpu.gpu.uuid, gpu.gpu.model, gpu.gpu.index, each.memory_total_bytes, False),
+            mig_device_uuid=each.uuid,
+        )
+        for gpu in gpus
+        for each in gpu.gpu.mig_devices
+        if request.mig_profile in (MIG_ANY, each.profile)
+        and each.memory_total_bytes >= (request.memory_bytes or 0)
+        and int(each.profile[0]) * COMPUTE_MILLI >= 7 * (request.compute_milli or 0)
+    ]
 
 
 def fits_in_fact(request: Request, node: NodeView, view: FleetView) -> bool:
