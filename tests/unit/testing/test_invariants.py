@@ -18,7 +18,7 @@ from stoker.aggregator.model import (
     Placement,
 )
 from stoker.aggregator.processes import ProcessTable
-from stoker.testing import invariants, liveness
+from stoker.testing import invariants, liveness, mig_promises
 from stoker.testing.broken import Broken
 from stoker.testing.faults import Faults
 from stoker.testing.world import Scenario, World
@@ -27,6 +27,14 @@ from stoker.testing.world import Scenario, World
 @pytest.fixture
 def world() -> Iterator[World]:
     world = World(Scenario(seed=1, seconds=10.0, faults=Faults.none()))
+    world.live()
+    yield world
+    world.close()
+
+
+@pytest.fixture
+def partitioned_world() -> Iterator[World]:
+    world = World(Scenario(seed=1, seconds=10.0, faults=Faults.none(), mig=True))
     world.live()
     yield world
     world.close()
@@ -147,6 +155,27 @@ def cordon_without_a_word(world: World) -> None:
     cordon_all(world, "", by_health=False)
 
 
+def grant_a_mig_device_twice(world: World) -> None:
+    allocation = granted(world)
+    device = replace(allocation.devices[0], mig_device_uuid="MIG-1")
+    placed = replace(allocation, placements=(Placement(allocation.node, (device,)),))
+    put(world, placed)
+    put(world, replace(placed, id="twin"))
+
+
+def destroy_what_is_held(world: World) -> None:
+    assert world.partitions is not None
+    agent = next(agent for agent in world.agents if agent.held)
+    held = replace(agent.held[0], id="cut", mig_device_uuids=("MIG-1",))
+    agent.disk.durable.append(encode_batch((AllocationHeld(held),)))
+    world.partitions.witness.destroyed.add("MIG-1")
+
+
+MIG_TAMPERED: tuple[tuple[Callable[[World], None], Callable[[World], None]], ...] = (
+    (grant_a_mig_device_twice, mig_promises.mig_devices_have_one_tenant),
+    (destroy_what_is_held, mig_promises.what_a_node_holds_was_not_destroyed),
+)
+
 TAMPERED: tuple[tuple[Callable[[World], None], Callable[[World], None]], ...] = (
     (grant_twice, invariants.the_ledger_is_not_over_committed),
     (grant_too_much, invariants.the_ledger_is_not_over_committed),
@@ -186,8 +215,22 @@ def test_what_breaks_it_is_seen(
         invariant(world)
 
 
+@pytest.mark.parametrize(
+    ("tamper", "invariant"),
+    MIG_TAMPERED,
+    ids=[f"{tamper.__name__} breaks {invariant.__name__}" for tamper, invariant in MIG_TAMPERED],
+)
+def test_what_breaks_partitions_is_seen(
+    partitioned_world: World, tamper: Callable[[World], None], invariant: Callable[[World], None]
+) -> None:
+    invariant(partitioned_world)
+    tamper(partitioned_world)
+    with pytest.raises(Broken, match=invariant.__name__):
+        invariant(partitioned_world)
+
+
 def test_every_invariant_is_tried() -> None:
-    tried = {invariant for _, invariant in TAMPERED}
+    tried = {invariant for _, invariant in (*TAMPERED, *MIG_TAMPERED)}
     assert {*invariants.WITH_LEDGER, *invariants.AT_ANY_TIME} <= tried
 
 
