@@ -182,6 +182,7 @@ async def test_export_imports_back_to_the_same_state(site: Site, tmp_path: Path)
     assert (await site.mig("export")).stdout == exported.stdout
 
 
+@pytest.mark.slow
 async def test_undo_goes_back(site: Site) -> None:
     await site.become("small")
     await site.become("mixed")
@@ -261,7 +262,8 @@ async def test_an_instance_in_use_stays_where_another_layout_allows_it(site: Sit
         await site.fleet.release(granted.id)
 
 
-@pytest.mark.parametrize("ends_it", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("ends_it", [True, False])
 async def test_a_holder_is_asked_to_leave(site: Site, ends_it: bool, tmp_path: Path) -> None:
     await site.become("small")
     log = tmp_path / "stderr"

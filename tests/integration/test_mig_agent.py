@@ -131,6 +131,7 @@ async def test_plan_apply_again_and_undo(make_agent: MakeAgent, recorder: Record
     assert agent.card() == []
 
 
+@pytest.mark.slow
 async def test_everything_is_to_be_had_through_the_aggregator_too(
     make_agent: MakeAgent, recorder: Recorder
 ) -> None:
@@ -171,6 +172,7 @@ async def test_what_is_not_legal_is_refused_before_anything_is_touched(
     assert agent.card() == []
 
 
+@pytest.mark.slow
 async def test_declared_is_in_place_before_anything_is_granted_and_anew_after_a_loss(
     make_agent: MakeAgent, recorder: Recorder, tmp_path: Path
 ) -> None:
@@ -209,6 +211,7 @@ async def test_declared_is_in_place_before_anything_is_granted_and_anew_after_a_
     assert agent.card() == HALVES_CARD
 
 
+@pytest.mark.slow
 async def test_while_somebody_is_in_the_way_of_what_is_declared_the_gpu_is_withheld(
     make_agent: MakeAgent, recorder: Recorder, tmp_path: Path
 ) -> None:
@@ -262,6 +265,7 @@ async def test_who_is_in_the_way_is_named_and_what_is_busy_stays(make_agent: Mak
     assert done.instances[1].uuids == failed.instances[1].uuids
 
 
+@pytest.mark.slow
 async def test_allocations_are_asked_to_leave_and_it_goes_on_when_they_have(
     make_agent: MakeAgent, recorder: Recorder
 ) -> None:
@@ -286,6 +290,7 @@ async def test_allocations_are_asked_to_leave_and_it_goes_on_when_they_have(
     assert not stream.mig[uuid].HasField("leave_by")
 
 
+@pytest.mark.slow
 async def test_who_does_not_leave_in_time_stays_and_so_does_the_layout(
     make_agent: MakeAgent, recorder: Recorder
 ) -> None:
@@ -306,6 +311,7 @@ async def test_who_does_not_leave_in_time_stays_and_so_does_the_layout(
     assert stream.held == {"a"}
 
 
+@pytest.mark.slow
 async def test_only_who_says_evict_ends_the_processes_of_others(make_agent: MakeAgent) -> None:
     agent = make_agent()
     await agent.daemon.start()
@@ -328,6 +334,7 @@ async def test_only_who_says_evict_ends_the_processes_of_others(make_agent: Make
     assert agent.card() == HALVES_CARD
 
 
+@pytest.mark.slow
 async def test_on_ampere_a_change_of_mode_waits_for_a_reset(make_agent: MakeAgent) -> None:
     agent = make_agent("1xA100-80GB")
     agent.play({"pass_through": True})
@@ -352,6 +359,7 @@ async def test_on_ampere_a_change_of_mode_waits_for_a_reset(make_agent: MakeAgen
     assert agent.card() == HALVES_CARD
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "function",
     [

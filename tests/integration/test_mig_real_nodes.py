@@ -11,7 +11,8 @@ from tests.support.waiting import until
 from stoker.client import AsyncFleet
 from stoker.v1 import fleet_pb2, fleet_pb2_grpc, mig_pb2
 
-pytestmark = pytest.mark.root  # others may not change partitions
+# Others may not change partitions.
+pytestmark = [pytest.mark.root, pytest.mark.slow]
 
 BY_DEMAND = {"STOKER_AGGREGATOR_MIG_POOLS": "train=automatic wait=1s whole_gpus=1"}
 QUICK = ("--pool", "train", "--interval", "0.2s", "--processes-interval", "0.5s")
