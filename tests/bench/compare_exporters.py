@@ -229,9 +229,17 @@ async def _agent(
     )
 
 
+def _is_driver_host(process: psutil.Process) -> bool:
+    try:
+        return "stoker.agent.driver_host" in process.cmdline()
+    except psutil.NoSuchProcess:  # it was the other one, which is over
+        return False
+
+
 def _processes(agent: Daemon) -> dict[str, psutil.Process]:
     whole = psutil.Process(agent.process.pid)
-    (host,) = whole.children()
+    # Beside it there is, for a moment, the process that reads how the GPUs are partitioned.
+    (host,) = [each for each in whole.children() if _is_driver_host(each)]
     return {"agent": whole, "driver host": host}
 
 
