@@ -16,9 +16,9 @@ from tests.support.alerting import GPU, NODE, Case, series
 
 from stoker.agent.metrics.table import METRICS
 from stoker.agent.model import DriverState
-from stoker.agent.partitions import MigState
 from stoker.agent.verdicts import Check, Verdict
 from stoker.cli.app import stoker as command
+from stoker.core.mig.geometry import MigState
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "packaging" / "prometheus" / "stoker-alerts.yaml"

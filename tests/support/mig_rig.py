@@ -31,12 +31,13 @@ from stoker.agent.mig.operations import Book
 from stoker.agent.mig.worker import MigWorker
 from stoker.agent.model import ProcessSeen
 from stoker.agent.owners import DeviceHolder
-from stoker.agent.partitions import Activation, GpuMigStatus, GpuPartitions, MigState, Step
+from stoker.agent.partitions import Activation, GpuMigStatus, GpuPartitions, Step
 from stoker.agent.proctable import ProcTable
 from stoker.agent.readings import GpuIdentity, Inventory, MigDeviceIdentity
 from stoker.agent.simulated.nvml import SimulatedNvml
 from stoker.core.errors import StoreError
 from stoker.core.gpu_models import parse_simulate_spec
+from stoker.core.mig.geometry import MigState
 from stoker.core.mig.reports import MigAsk, MigEntry, MigReport, Verb
 from stoker.testing.clock import VirtualClock
 

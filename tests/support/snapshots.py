@@ -26,7 +26,7 @@ from stoker.agent.model import (
     ProcessTable,
 )
 from stoker.agent.owners import AssignedBy, Assignment, Owner
-from stoker.agent.partitions import GpuMigStatus, MigState
+from stoker.agent.partitions import GpuMigStatus
 from stoker.agent.readings import Extent, GpuFault, GpuIdentity, MigDeviceReading
 from stoker.agent.telemetry import WINDOWED, GpuTelemetry, XidCount
 from stoker.agent.verdicts import (
@@ -37,7 +37,7 @@ from stoker.agent.verdicts import (
     RepairAction,
     Verdict,
 )
-from stoker.core.mig.geometry import Placed
+from stoker.core.mig.geometry import MigState, Placed
 
 GIB = 2**30
 NOW = 101.0  # monotonic; the newest sample is a second old

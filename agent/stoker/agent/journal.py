@@ -91,10 +91,10 @@ class Journal:
         try:
             if not folder.exists():
                 folder.mkdir(mode=0o750, parents=True, exist_ok=True)
-                _sync_folder(folder.parent)
+                sync_folder(folder.parent)
             journal = cls(folder, _lock(folder))
         except OSError as error:
-            raise _explained(folder, error) from error
+            raise explained(folder, error) from error
         try:
             journal._read()
         except BaseException:
@@ -119,7 +119,7 @@ class Journal:
             os.fsync(self._file)
         except OSError as error:
             self._cut_back()
-            raise _explained(self._path, error) from error
+            raise explained(self._path, error) from error
         self._size += len(data)
         for records in kept:
             self._durable = self._durable.after(records)
@@ -143,10 +143,10 @@ class Journal:
             is_new = not self._path.exists()
             self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
             if is_new:
-                _sync_folder(self._path.parent)
+                sync_folder(self._path.parent)
             data = self._path.read_bytes()
         except OSError as error:
-            raise _explained(self._path, error) from error
+            raise explained(self._path, error) from error
         *lines, torn = data.split(b"\n")
         for number, line in enumerate(lines, 1):
             try:
@@ -199,7 +199,7 @@ class Journal:
     def _sync_rename(self) -> None:
         """Make the rename durable before anything that only the new file has."""
         if self._is_renamed:
-            _sync_folder(self._path.parent)
+            sync_folder(self._path.parent)
             self._is_renamed = False
 
 
@@ -226,7 +226,8 @@ def _write_all(file: int, data: bytes, offset: int) -> None:
         view, offset = view[written:], offset + written
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make durable which files a folder has; raises OSError."""
     file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(file)
@@ -234,6 +235,7 @@ def _sync_folder(folder: Path) -> None:
         os.close(file)
 
 
-def _explained(path: Path, error: OSError) -> StoreError:
+def explained(path: Path, error: OSError) -> StoreError:
+    """Return what the error means for whoever wanted to write there."""
     kind = StoreFull if error.errno in _NO_ROOM else StoreError
     return kind(f"{path}: {error.strerror}")

@@ -23,11 +23,11 @@ from stoker.agent.model import (
     ProcessTable,
 )
 from stoker.agent.owners import NOBODY, Assignment, Owner
-from stoker.agent.partitions import GpuMigStatus, MigState
+from stoker.agent.partitions import GpuMigStatus
 from stoker.agent.readings import GpuFault, MigDeviceIdentity
 from stoker.agent.verdicts import Fault, GpuHealth, RepairAction, Verdict
 from stoker.core.errors import StokerError
-from stoker.core.mig.geometry import Geometry, Layout
+from stoker.core.mig.geometry import Geometry, Layout, MigState
 from stoker.core.mig.reports import MigAsk, MigEntry, MigReport, Verb
 from stoker.v1 import agent_pb2, mig_pb2, types_pb2
 

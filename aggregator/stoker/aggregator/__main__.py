@@ -28,13 +28,9 @@ from stoker.aggregator.config import (
 from stoker.aggregator.server import Aggregator
 from stoker.core.clock import SteadyClock
 from stoker.core.config import defaults_yaml
-from stoker.core.daemons import DaemonParser, flags_of, set_up_logging
+from stoker.core.daemons import COLLECTOR_THRESHOLDS, DaemonParser, flags_of, set_up_logging
 from stoker.core.errors import ExitCode, StokerError
 from stoker.core.sdnotify import Notifier
-
-# What lives here is values without cycles, which go when nothing refers to them. To look for cycles
-# stops the loop (a look through a fleet of 1,000 nodes for 20 to 40 ms), so it is done seldom.
-COLLECTOR_THRESHOLDS = (10_000, 20, 100)
 
 # The writer's thread wants the interpreter for a moment at each step of a commit; a busy loop would
 # let it wait five milliseconds every time.

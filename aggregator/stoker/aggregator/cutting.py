@@ -9,14 +9,14 @@ import hashlib
 from collections.abc import Collection, Iterable, Mapping
 
 from stoker.aggregator.cuts import CutGpu, Demand, InstanceUse, Proposal
-from stoker.aggregator.gpu_mig import GpuMig, MigState
+from stoker.aggregator.gpu_mig import GpuMig
 from stoker.aggregator.model import COMPUTE_MILLI, MIG_ANY, Allocation, MigDevice, Request
 from stoker.aggregator.placing import node_filters as of_node
 from stoker.aggregator.placing.filters import FILTERS_OF_NODES, matching_gpus
 from stoker.aggregator.verdicts import Condition, Verdict
 from stoker.aggregator.views import FleetView, GpuView, NodeView
 from stoker.core.mig.boards import board_of
-from stoker.core.mig.geometry import Layout, Placed
+from stoker.core.mig.geometry import Layout, MigState, Placed
 from stoker.core.mig.layouts import instance_id
 
 # What else was declared is somebody's business: it failed, or it is being done.

@@ -2,21 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 
-from stoker.core.mig.geometry import Geometry, Layout
-
-
-class MigState(StrEnum):
-    """How far a GPU is on the way to what was declared for it."""
-
-    PENDING = "pending"  # wanted, not begun: something is in the way, or it is not its turn
-    DRAINING = "draining"  # its users are asked to leave
-    APPLYING = "applying"
-    ROLLING_BACK = "rolling-back"  # a step failed, and the layout before is being restored
-    REBOOT_REQUIRED = "reboot-required"  # the mode takes effect with the next reset or reboot
-    SUCCESS = "success"
-    FAILED = "failed"  # it is as it was before, or the reason says how it is
+from stoker.core.mig.geometry import Geometry, Layout, MigState
 
 
 @dataclass(frozen=True, slots=True)

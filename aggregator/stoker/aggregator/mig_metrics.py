@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 from prometheus_client.core import GaugeMetricFamily, Metric
 
-from stoker.aggregator.gpu_mig import MigState
 from stoker.aggregator.picture import Picture
 from stoker.aggregator.views import GpuView
+from stoker.core.mig.geometry import MigState
 
 _UNDECLARED = "undeclared"
 _STATES = (*MigState, _UNDECLARED)

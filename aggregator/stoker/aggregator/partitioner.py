@@ -15,10 +15,11 @@ from stoker.aggregator.cuts import PartitioningOptions, Proposal
 from stoker.aggregator.cutting import cut_gpus, demands, operation_of
 from stoker.aggregator.failures import CallFailure
 from stoker.aggregator.fleet import Fleet
-from stoker.aggregator.gpu_mig import GpuMig, MigState
+from stoker.aggregator.gpu_mig import GpuMig
 from stoker.aggregator.meters import Meters
 from stoker.aggregator.partitioning import propose
 from stoker.core.clock import Clock
+from stoker.core.mig.geometry import MigState
 from stoker.v1 import mig_pb2
 
 # How often it looks.

@@ -9,12 +9,12 @@ told and looked up by nobody: it may be the one that has just fallen off the bus
 from collections.abc import Mapping, Sequence
 
 from stoker.aggregator import limits
-from stoker.aggregator.gpu_mig import GpuMig, MigState
+from stoker.aggregator.gpu_mig import GpuMig
 from stoker.aggregator.leaving import Leave
 from stoker.aggregator.limits import Malformed
 from stoker.core.errors import shown
 from stoker.core.gpu_models import MIB
-from stoker.core.mig.geometry import Geometry, Layout, MigProfile, Placed
+from stoker.core.mig.geometry import Geometry, Layout, MigProfile, MigState, Placed
 from stoker.v1 import mig_pb2
 
 STATES: Mapping[MigState | None, mig_pb2.MigState.ValueType] = {

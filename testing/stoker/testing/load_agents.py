@@ -14,6 +14,7 @@ import msgspec
 import uvloop
 
 from stoker.core.clock import Clock, SystemClock
+from stoker.core.daemons import COLLECTOR_THRESHOLDS
 from stoker.testing.load import (
     AgentsPlan,
     AgentsReport,
@@ -32,7 +33,6 @@ CONNECT_SECONDS_MAX = 30.0  # for so many
 # How long a report waits for acknowledgements of what was sent at the end of its window.
 DRAIN_SECONDS_MAX = 10.0
 DRAIN_LOOK_SECONDS = 0.05
-COLLECTOR_THRESHOLDS = (10_000, 20, 100)
 
 
 class Agents:

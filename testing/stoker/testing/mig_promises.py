@@ -6,8 +6,9 @@ from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from stoker.agent.mig.comparing import is_as_wanted, layout_of
-from stoker.agent.partitions import GpuPartitions, MigState
+from stoker.agent.partitions import GpuPartitions
 from stoker.aggregator.model import AllocationState
+from stoker.core.mig.geometry import MigState
 from stoker.testing.broken import Broken
 
 if TYPE_CHECKING:

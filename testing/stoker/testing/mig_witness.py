@@ -12,8 +12,8 @@ from typing import Protocol
 from stoker.agent.mig.comparing import is_as_wanted, target_of
 from stoker.agent.mig.operations import GpuRecord, Operation
 from stoker.agent.model import HeldAllocation
-from stoker.agent.partitions import GpuPartitions, MigState, SetMode, Step, Target
-from stoker.core.mig.geometry import Wanted
+from stoker.agent.partitions import GpuPartitions, SetMode, Step, Target
+from stoker.core.mig.geometry import MigState, Wanted
 from stoker.testing.broken import Broken
 
 

@@ -13,8 +13,9 @@ from stoker.agent.model import (
     NumberedInventory,
     ProcessSeen,
 )
-from stoker.agent.partitions import GpuMigStatus, MigState
+from stoker.agent.partitions import GpuMigStatus
 from stoker.agent.readings import GpuIdentity, MigDeviceIdentity
+from stoker.core.mig.geometry import MigState
 
 WHOLE = HeldAllocation("whole", ("GPU-0", "GPU-1"), None, "ann", 60.0, held_since=1000.0)
 SHARE = HeldAllocation("share", ("GPU-2",), 2**30, "bob", 60.0, held_since=1000.0)

@@ -7,8 +7,8 @@ from tests.support.pages import read_page
 from tests.support.snapshots import VIEW, own_page, snapshot
 
 from stoker.agent.metrics.snapshot import Snapshot
-from stoker.agent.partitions import GpuMigStatus, MigState
-from stoker.core.mig.geometry import Placed
+from stoker.agent.partitions import GpuMigStatus
+from stoker.core.mig.geometry import MigState, Placed
 
 LAYOUT = (Placed(0, 2, "2g.20gb"), Placed(4, 4, "3g.40gb"))
 

@@ -9,9 +9,9 @@ from tests.support.mig_memory import Crashed, Fails, MemoryDriver, Stage, as_tar
 
 from stoker.agent.mig.comparing import is_as_wanted, wanted_of_target
 from stoker.agent.mig.operations import Declared
-from stoker.agent.partitions import MigState, Target
+from stoker.agent.partitions import Target
 from stoker.core.mig.boards import A30_24GB, A100_40GB, H100_80GB, Board
-from stoker.core.mig.geometry import Layout, Placed, Wanted
+from stoker.core.mig.geometry import Layout, MigState, Placed, Wanted
 from stoker.core.mig.layouts import layouts
 
 # Before and after, or None: MIG mode off.

@@ -16,9 +16,9 @@ from stoker.agent.mig.operations import (
     Operation,
     Origin,
 )
-from stoker.agent.partitions import MigState, Target
+from stoker.agent.partitions import Target
 from stoker.core.errors import StoreCorrupt, StoreError, StoreFull, StoreTooNew
-from stoker.core.mig.geometry import Placed, Wanted
+from stoker.core.mig.geometry import MigState, Placed, Wanted
 
 WANTED = Wanted(is_enabled=True, devices=(("1g.10gb", 2), ("1c.2g.20gb", 1)))
 LAYOUT = (Placed(0, 2, "2g.20gb", (1, 1)), Placed(2, 1, "1g.10gb"))

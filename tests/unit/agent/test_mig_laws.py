@@ -10,9 +10,9 @@ from tests.support.mig_memory import Crashed, MemoryDriver, Stage, a_user, never
 from stoker.agent.mig.comparing import is_as_wanted, target_of, wanted_of_target
 from stoker.agent.mig.in_the_way import GpuUsers, ProcessToEnd
 from stoker.agent.mig.operations import UNBEGUN_STATES, Declared
-from stoker.agent.partitions import MigState, Target
+from stoker.agent.partitions import Target
 from stoker.core.mig.boards import A30_24GB, H100_80GB
-from stoker.core.mig.geometry import Wanted
+from stoker.core.mig.geometry import MigState, Wanted
 from stoker.core.mig.layouts import layouts, maximal_layouts
 
 Happening = Callable[[Stage], None]

@@ -5,9 +5,8 @@ from tests.support.mig_memory import MemoryDriver, Stage, a_user
 
 from stoker.agent.mig.in_the_way import GpuUsers
 from stoker.agent.mig.operations import Book
-from stoker.agent.partitions import MigState
 from stoker.core.mig.boards import A100_40GB
-from stoker.core.mig.geometry import Placed, Wanted
+from stoker.core.mig.geometry import MigState, Placed, Wanted
 
 UUID = "GPU-0"
 HALVES = Wanted(True, (("3g.20gb", 2),))

@@ -22,9 +22,9 @@ from stoker.agent.mig import events as on
 from stoker.agent.mig.in_the_way import NOBODY_THERE, GpuUsers, ProcessToEnd
 from stoker.agent.mig.keeping import Keeper
 from stoker.agent.mig.operations import KNOWN_MAX, Book, Declared
-from stoker.agent.partitions import CreateGpuInstance, MigState, SetMode
+from stoker.agent.partitions import CreateGpuInstance, SetMode
 from stoker.core.mig.boards import A30_24GB, H100_80GB
-from stoker.core.mig.geometry import Placed, Wanted
+from stoker.core.mig.geometry import MigState, Placed, Wanted
 from stoker.core.mig.reports import InTheWay
 
 # --- asked, and done

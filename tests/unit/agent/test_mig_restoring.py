@@ -16,9 +16,9 @@ from stoker.agent.mig import events as on
 from stoker.agent.mig.comparing import layout_of
 from stoker.agent.mig.in_the_way import NOBODY_THERE
 from stoker.agent.mig.operations import Declared
-from stoker.agent.partitions import CreateGpuInstance, MigState
+from stoker.agent.partitions import CreateGpuInstance
 from stoker.core.mig.boards import A30_24GB, A100_40GB, H100_80GB
-from stoker.core.mig.geometry import Placed, Wanted
+from stoker.core.mig.geometry import MigState, Placed, Wanted
 
 # --- undo
 

@@ -8,7 +8,7 @@ import pytest
 from stoker.agent.model import (
     Frame,
 )
-from stoker.agent.partitions import GpuMigStatus, MigState
+from stoker.agent.partitions import GpuMigStatus
 from stoker.agent.wire import (
     MalformedMessage,
     MigRelay,
@@ -17,7 +17,7 @@ from stoker.agent.wire import (
     read_message,
 )
 from stoker.core.errors import StokerError
-from stoker.core.mig.geometry import Geometry, MigProfile, Placed
+from stoker.core.mig.geometry import Geometry, MigProfile, MigState, Placed
 from stoker.core.mig.reports import MigAsk, MigEntry, MigReport, Verb
 from stoker.v1 import agent_pb2, mig_pb2
 

@@ -14,8 +14,8 @@ from stoker.agent.mig.declared import MigConfig, declare
 from stoker.agent.mig.library import Library
 from stoker.agent.mig.reporting import MigRefusal, UnknownGpu
 from stoker.agent.model import HeldAllocation, ProcessSeen
-from stoker.agent.partitions import MigState
 from stoker.core.errors import BadInput, StoreFull
+from stoker.core.mig.geometry import MigState
 from stoker.core.mig.reports import MigAsk, Verb
 
 MIXED = [("2g.20gb", 0), ("1g.10gb", 2), ("1g.10gb", 3), ("3g.40gb", 4)]

@@ -6,7 +6,8 @@ from tests.support.node import Node, allocation, held_in, inventory
 
 from stoker.agent.events import InventoryRead, MigChanged
 from stoker.agent.model import HoldRefusal
-from stoker.agent.partitions import GpuMigStatus, MigState
+from stoker.agent.partitions import GpuMigStatus
+from stoker.core.mig.geometry import MigState
 
 PENDING = GpuMigStatus("GPU-0", MigState.PENDING, "not begun", is_withheld=True)
 DONE = replace(PENDING, state=MigState.SUCCESS, reason="", is_withheld=False)

@@ -20,12 +20,12 @@ from tests.unit.aggregator.builders import (
 
 from stoker.aggregator.cuts import CutGpu, InstanceUse, Proposal, ProposalKind
 from stoker.aggregator.cutting import cut_gpus, demands, operation_of
-from stoker.aggregator.gpu_mig import GpuMig, MigState
+from stoker.aggregator.gpu_mig import GpuMig
 from stoker.aggregator.model import MIG_ANY, Gpu, MigDevice
 from stoker.aggregator.processes import Assignment, ProcessTable
 from stoker.aggregator.wishes import Cordon
 from stoker.core.mig.boards import board_of
-from stoker.core.mig.geometry import Geometry, Layout, Placed, Wanted
+from stoker.core.mig.geometry import Geometry, Layout, MigState, Placed, Wanted
 
 LAYOUT: Layout = (Placed(0, 2, "2g.20gb"), Placed(2, 1, "1g.10gb"), Placed(4, 4, "3g.40gb"))
 # As NVML numbers GPU instances at these places.

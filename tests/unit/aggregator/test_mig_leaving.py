@@ -6,10 +6,11 @@ import pytest
 from tests.unit.aggregator.builders import START, Scene, make_facts, share, whole
 
 from stoker.aggregator.decisions import next_due
-from stoker.aggregator.gpu_mig import GpuMig, MigState
+from stoker.aggregator.gpu_mig import GpuMig
 from stoker.aggregator.leaving import Leave, leave_of
 from stoker.aggregator.model import Allocation, AllocationState
 from stoker.aggregator.wishes import Refused, Settled
+from stoker.core.mig.geometry import MigState
 
 WHY = "GPU 0 is to be partitioned anew as MIG layout 'half' (operation op-1)"
 

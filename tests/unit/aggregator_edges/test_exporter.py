@@ -18,7 +18,7 @@ from tests.unit.aggregator.builders import (
 from stoker.aggregator import events as e
 from stoker.aggregator.exporter import FleetCollector
 from stoker.aggregator.fleet import Fleet
-from stoker.aggregator.gpu_mig import GpuMig, MigState
+from stoker.aggregator.gpu_mig import GpuMig
 from stoker.aggregator.meters import Meters
 from stoker.aggregator.model import (
     Device,
@@ -32,6 +32,7 @@ from stoker.aggregator.model import (
 from stoker.aggregator.picture import take_picture
 from stoker.aggregator.processes import ProcessTable
 from stoker.aggregator.verdicts import RepairAction, Verdict
+from stoker.core.mig.geometry import MigState
 
 NOW = 1_000.0
 

@@ -12,7 +12,7 @@ from tests.unit.aggregator.builders import GIB, H100, Scene, make_facts, make_gp
 
 from stoker.aggregator.cuts import PartitioningOptions
 from stoker.aggregator.failures import CallFailure
-from stoker.aggregator.gpu_mig import GpuMig, MigState
+from stoker.aggregator.gpu_mig import GpuMig
 from stoker.aggregator.meters import Meters
 from stoker.aggregator.model import AllocationState, Gpu, MigDevice
 from stoker.aggregator.partitioner import (
@@ -22,7 +22,7 @@ from stoker.aggregator.partitioner import (
     Partitioner,
 )
 from stoker.core.mig.boards import board_of
-from stoker.core.mig.geometry import Layout, Placed
+from stoker.core.mig.geometry import Layout, MigState, Placed
 from stoker.testing.clock import VirtualClock
 from stoker.v1 import mig_pb2
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stoker.aggregator import limits
-from stoker.aggregator.gpu_mig import GpuMig, MigState
+from stoker.aggregator.gpu_mig import GpuMig
 from stoker.aggregator.leaving import Leave
 from stoker.aggregator.limits import Malformed
 from stoker.aggregator.model import Claim, Gpu, MigDevice, Node, NodeFacts, NodeStatus
@@ -22,7 +22,7 @@ from stoker.aggregator.wire_mig import (
     leave_message,
     read_node_mig,
 )
-from stoker.core.mig.geometry import Geometry, MigProfile, Placed
+from stoker.core.mig.geometry import Geometry, MigProfile, MigState, Placed
 from stoker.v1 import agent_pb2, mig_pb2
 
 GIB = 1 << 30

@@ -7,13 +7,13 @@ import sys
 import pytest
 from tests.conftest import Golden
 
-from stoker.aggregator.placing.mig_repack import SEVEN_SLICE_SHAPES
 from stoker.aggregator.placing.mig_slices import SlicePolicy
 from stoker.cli.bench.figures import Machine
 from stoker.cli.bench.mig import mig_options, parse_loads, parse_mixes, parse_policies
 from stoker.cli.bench.mig_figures import MigReport, cells_of, mig_lines
 from stoker.cli.bench.mig_playing import BOARD, MIXES, PROFILES, REPACK, Outcome, Run, play
 from stoker.core.errors import BadInput
+from stoker.testing.workloads.mig_repack import SEVEN_SLICE_SHAPES
 
 BENCH = (sys.executable, "-m", "stoker.cli", "bench", "mig")
 # Far more than these runs need; a hang is to fail with its output.

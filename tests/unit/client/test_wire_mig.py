@@ -3,7 +3,6 @@
 import msgspec
 import pytest
 
-from stoker.agent.partitions import MigState
 from stoker.client import (
     AggregatorFailed,
     GpuMig,
@@ -20,6 +19,7 @@ from stoker.client.wire_answers import kept_alive
 from stoker.client.wire_mig import RELAY_SECONDS, mig
 from stoker.client.wire_partitions import mig_of
 from stoker.core.errors import ExitCode
+from stoker.core.mig.geometry import MigState
 from stoker.core.mig.reports import GpuMigFacts
 from stoker.v1 import fleet_pb2, mig_pb2
 

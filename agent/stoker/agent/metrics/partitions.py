@@ -10,7 +10,7 @@ from stoker.agent.metrics.exposition import Family, labels
 from stoker.agent.metrics.families import absent_gpu_labels, in_braces, written
 from stoker.agent.metrics.row import MIG_INSTANCE_LABELS
 from stoker.agent.metrics.snapshot import Snapshot
-from stoker.agent.partitions import MigState
+from stoker.core.mig.geometry import MigState
 
 
 def partition_families(snapshot: Snapshot, base: Mapping[str, str]) -> Iterator[Family]:

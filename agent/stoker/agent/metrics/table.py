@@ -15,9 +15,9 @@ from stoker.agent.metrics.gpu_rows import ASSIGNMENTS_MAX, GPU_ROWS, PROCESSES_M
 from stoker.agent.metrics.mig_rows import MIG_ROWS
 from stoker.agent.metrics.row import GPU_LABELS, MIG_LABELS, Metric
 from stoker.agent.owners import AssignedBy
-from stoker.agent.partitions import MigState
 from stoker.agent.telemetry import WINDOWED, XIDS_MAX
 from stoker.agent.verdicts import Check, RepairAction, Verdict
+from stoker.core.mig.geometry import MigState
 
 _SHOWN_PROCESS = "one for each process that is told"
 

@@ -9,7 +9,8 @@ from stoker.agent.mig.events import ApplyAsked, UndoAsked
 from stoker.agent.mig.in_the_way import NOBODY_THERE
 from stoker.agent.mig.operations import Book, Declared, GpuRecord, Operation, Origin
 from stoker.agent.mig.steps import obstacle
-from stoker.agent.partitions import GpuPartitions, MigState
+from stoker.agent.partitions import GpuPartitions
+from stoker.core.mig.geometry import MigState
 
 _STEPPING = frozenset({MigState.APPLYING, MigState.ROLLING_BACK})
 

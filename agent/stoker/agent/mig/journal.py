@@ -5,20 +5,18 @@ there is one good book on the disk at any time, the old one or the new. The lock
 journal keeps two agents from sharing the folder.
 """
 
-import errno
 import os
 from pathlib import Path
 
 import msgspec
 
+from stoker.agent.journal import explained, sync_folder
 from stoker.agent.mig.operations import Book
-from stoker.core.errors import StoreCorrupt, StoreError, StoreFull, StoreTooNew
+from stoker.core.errors import StoreCorrupt, StoreError, StoreTooNew
 
 FILE_NAME = "mig.json"
 # Rises when an older agent could not read what is written, or would read it wrongly.
 VERSION = 1
-
-_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 class _Head(msgspec.Struct, frozen=True):
@@ -72,15 +70,6 @@ class MigJournal:
                 file.flush()
                 os.fsync(file.fileno())
             fresh.replace(self.path)
-            _sync_folder(self.path.parent)
+            sync_folder(self.path.parent)
         except OSError as error:
-            kind = StoreFull if error.errno in _NO_ROOM else StoreError
-            raise kind(f"{self.path}: {error.strerror}") from error
-
-
-def _sync_folder(folder: Path) -> None:
-    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
+            raise explained(self.path, error) from error

@@ -31,8 +31,8 @@ from stoker.agent.mig.plan_report import (
 )
 from stoker.agent.mig.steps import needs_reset
 from stoker.agent.mig.turns import Turn
-from stoker.agent.partitions import GpuMigStatus, GpuPartitions, MigState
-from stoker.core.mig.geometry import Wanted
+from stoker.agent.partitions import GpuMigStatus, GpuPartitions
+from stoker.core.mig.geometry import MigState, Wanted
 from stoker.core.mig.reports import GpuMigFacts, GpuPlan
 
 SAVE_AGAIN_SECONDS = 5.0

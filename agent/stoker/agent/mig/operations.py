@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from stoker.agent.partitions import MigState, Target
-from stoker.core.mig.geometry import Wanted
+from stoker.agent.partitions import Target
+from stoker.core.mig.geometry import MigState, Wanted
 
 # Operations that a GPU remembers by their IDs, so that one which is asked for again is not begun
 # again; older ones are forgotten.

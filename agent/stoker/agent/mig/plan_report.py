@@ -15,8 +15,8 @@ from stoker.agent.mig.steps import (
     obstacle,
     sentence,
 )
-from stoker.agent.partitions import GpuInstance, GpuMigStatus, GpuPartitions, MigState, Target
-from stoker.core.mig.geometry import Placed, Wanted
+from stoker.agent.partitions import GpuInstance, GpuMigStatus, GpuPartitions, Target
+from stoker.core.mig.geometry import MigState, Placed, Wanted
 from stoker.core.mig.layouts import describe
 from stoker.core.mig.reports import GpuMigFacts, GpuPlan, InstanceChange, InstanceFacts, InTheWay
 

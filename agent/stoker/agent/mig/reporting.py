@@ -12,10 +12,10 @@ import msgspec
 from stoker.agent.mig.declared import ALL, Declaration, wanted_by
 from stoker.agent.mig.operations import Declared
 from stoker.agent.model import NumberedInventory
-from stoker.agent.partitions import GpuMigStatus, GpuPartitions, MigState
+from stoker.agent.partitions import GpuMigStatus, GpuPartitions
 from stoker.core.errors import BadInput, ExitCode, StokerError, shown
 from stoker.core.mig.files import wanted_of
-from stoker.core.mig.geometry import Wanted
+from stoker.core.mig.geometry import MigState, Wanted
 from stoker.core.mig.reports import GpuMigFacts, MigAsk
 
 _UNDER_WAY = frozenset(

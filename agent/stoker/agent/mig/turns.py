@@ -19,7 +19,8 @@ from stoker.agent.mig.notes import Notes, Waiting
 from stoker.agent.mig.operations import Direction, Operation, Origin, Past
 from stoker.agent.mig.plan_report import how_it_is, in_words
 from stoker.agent.mig.steps import is_there, needs_reset, next_steps, obstacle, sentence
-from stoker.agent.partitions import Activation, GpuPartitions, MigState, SetMode, Step, Target
+from stoker.agent.partitions import Activation, GpuPartitions, SetMode, Step, Target
+from stoker.core.mig.geometry import MigState
 
 # While somebody is in the way, how often is looked whether they still are.
 LOOK_AGAIN_SECONDS = 5.0

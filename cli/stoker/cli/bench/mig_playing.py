@@ -13,11 +13,11 @@ from typing import Final
 
 import msgspec
 
-from stoker.aggregator.placing import mig_repack
 from stoker.aggregator.placing.mig_moves import LayoutPool, MoveBudget, Spot, slices_moved
-from stoker.aggregator.placing.mig_repack import SEVEN_SLICE_SHAPES
 from stoker.aggregator.placing.mig_slices import SlicePolicy, pool_of, table_of
 from stoker.core.mig.boards import A100_40GB
+from stoker.testing.workloads import mig_repack
+from stoker.testing.workloads.mig_repack import SEVEN_SLICE_SHAPES
 
 BOARD: Final = A100_40GB
 # In the order of SEVEN_SLICE_SHAPES.

@@ -5,6 +5,7 @@ board before its driver was asked; what the driver tells wins.
 """
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,3 +81,15 @@ class Wanted:
     is_enabled: bool  # MIG mode
     # How many of each MIG device: "2g.20gb", or "1c.2g.20gb" for a part of a GPU instance.
     devices: tuple[tuple[str, int], ...] = ()
+
+
+class MigState(StrEnum):
+    """How far a GPU is on the way to what was declared for it."""
+
+    PENDING = "pending"  # wanted, not begun: something is in the way, or it is not its turn
+    DRAINING = "draining"  # its users are asked to leave
+    APPLYING = "applying"
+    ROLLING_BACK = "rolling-back"  # it failed, and the layout before is being restored
+    REBOOT_REQUIRED = "reboot-required"  # the mode takes effect with the next reset or reboot
+    SUCCESS = "success"
+    FAILED = "failed"  # it is as it was before, or the reason says how it is

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from stoker.aggregator.__main__ import COLLECTOR_THRESHOLDS
+from stoker.core.daemons import COLLECTOR_THRESHOLDS
 from stoker.core.errors import BadInput
 from stoker.testing.load import Connected, Failed, say
 from stoker.testing.workloads.contenders import kernels_in

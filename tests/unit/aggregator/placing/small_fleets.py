@@ -17,7 +17,7 @@ from tests.unit.aggregator.builders import (
 )
 
 from stoker.aggregator import events as e
-from stoker.aggregator.gpu_mig import GpuMig, MigState
+from stoker.aggregator.gpu_mig import GpuMig
 from stoker.aggregator.model import (
     MIG_ANY,
     Allocation,
@@ -30,6 +30,7 @@ from stoker.aggregator.model import (
 )
 from stoker.aggregator.processes import ProcessTable
 from stoker.aggregator.wishes import Allocate, Cordon, Release, Settled
+from stoker.core.mig.geometry import MigState
 
 CAPABILITIES = {H100: "9.0", A100: "8.0", T4: "7.5"}
 SIZES = {H100: 80, A100: 40, T4: 16}

@@ -7,10 +7,11 @@ from tests.unit.aggregator.builders import GIB, Scene, make_facts, share, whole
 from tests.unit.aggregator.placing.test_filters import REFUSED
 from tests.unit.aggregator.placing.test_filters_of_constraints import CASES, SEVEN, Case
 
-from stoker.aggregator.gpu_mig import GpuMig, MigState
+from stoker.aggregator.gpu_mig import GpuMig
 from stoker.aggregator.model import Refusal
 from stoker.aggregator.placing.filters import could_ever_fit, fits, refuse
 from stoker.aggregator.placing.summary import WORDS
+from stoker.core.mig.geometry import MigState
 
 HALF = GpuMig("", MigState.APPLYING, "2 of 5 steps", "all-balanced", "op-1", is_withheld=True)
 FAILED = GpuMig("", MigState.FAILED, "destroying 1g.10gb@0 failed", is_withheld=True)

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stoker.aggregator.placing.mig_repack import SEVEN_SLICE_SHAPES, fits
 from stoker.aggregator.placing.mig_slices import Shape, plain_profiles
 from stoker.core.mig.boards import BOARDS
+from stoker.testing.workloads.mig_repack import SEVEN_SLICE_SHAPES, fits
 
 Counts = tuple[int, ...]
 
